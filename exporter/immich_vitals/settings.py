@@ -1,0 +1,103 @@
+"""Every setting: its name, what it means, its form and its default. The reference in docs/configuration.md is
+generated from this table, and `config.py` reads nothing that is not in it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+OWN = "IMMICH_VITALS_"
+
+Kind = Literal["text", "secret", "port", "number", "duration", "path", "list", "mapping", "switch", "choice", "file"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting. `name` is the environment variable; in the YAML file it is `key`."""
+
+    name: str
+    kind: Kind
+    help: str
+    default: str = ""
+    group: str = ""
+    choices: tuple[str, ...] = ()
+    may_be_file: bool = False
+    flag: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name in the YAML file: lower case, without our own prefix unless it is needed to tell two apart."""
+        if self.name.startswith(OWN) and not self.name.startswith((OWN + "DB_", OWN + "REDIS_")):
+            return self.name.removeprefix(OWN).lower()
+        return self.name.lower()
+
+    @property
+    def secret(self) -> bool:
+        return self.kind == "secret"
+
+    @property
+    def file_variable(self) -> str | None:
+        """The variable that names a file which holds the value, if there is one."""
+        return self.name + "_FILE" if self.secret or self.may_be_file else None
+
+
+COMPONENTS = ("server", "microservices", "machine_learning", "database", "redis", "proxy")
+FOLDERS = ("upload", "library", "thumbs", "encoded_video", "profile", "backups")
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+_DB = "Postgres (Immich's own names)"
+_REDIS = "Redis or Valkey (Immich's own names)"
+_OWN_LOGIN = "Logins of our own, with fewer rights"
+_DOCKER = "Docker or Podman"
+_PATHS = "Paths, as this process sees them"
+_WORK = "What runs, and how often"
+_WEB = "Web"
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("DB_HOSTNAME", "text", "Host name or address of Postgres, or the folder of its unix socket.", "database", _DB, may_be_file=True),
+    Setting("DB_PORT", "port", "Port of Postgres.", "5432", _DB),
+    Setting("DB_USERNAME", "text", "Role to log in with.", "postgres", _DB, may_be_file=True),
+    Setting("DB_PASSWORD", "secret", "Password of that role.", "postgres", _DB),
+    Setting("DB_DATABASE_NAME", "text", "Immich's database.", "immich", _DB, may_be_file=True),
+    Setting("DB_URL", "secret", "All five in one, as `postgresql://user:password@host:port/database`; the five are then not read.", "", _DB),
+    Setting("DB_SSL_MODE", "choice", "Whether to use TLS towards Postgres.", "prefer", _DB, choices=SSL_MODES),
+    Setting("REDIS_HOSTNAME", "text", "Host name or address of Redis.", "redis", _REDIS),
+    Setting("REDIS_PORT", "port", "Port of Redis.", "6379", _REDIS),
+    Setting("REDIS_DBINDEX", "number", "Number of the Redis database.", "0", _REDIS),
+    Setting("REDIS_USERNAME", "text", "ACL user.", "", _REDIS),
+    Setting("REDIS_PASSWORD", "secret", "Password.", "", _REDIS),
+    Setting("REDIS_SOCKET", "path", "Unix socket of Redis; host and port are then not read.", "", _REDIS),
+    Setting("REDIS_URL", "secret", "Immich's form `ioredis://` with base64 of JSON (Sentinel and TLS too), or `redis://`, `rediss://`, `unix://`; the others are then not read.", "", _REDIS),
+    Setting(OWN + "DB_USERNAME", "text", "Role for this exporter in place of Immich's; see `immich-vitals grants`.", "", _OWN_LOGIN),
+    Setting(OWN + "DB_PASSWORD", "secret", "Password of that role.", "", _OWN_LOGIN),
+    Setting(OWN + "REDIS_USERNAME", "text", "ACL user for this exporter in place of Immich's.", "", _OWN_LOGIN),
+    Setting(OWN + "REDIS_PASSWORD", "secret", "Password of that user.", "", _OWN_LOGIN),
+    Setting("DOCKER_HOST", "text", "Where the Docker API answers: `unix:///path`, or `tcp://host:port` of a filtering proxy. Unset: the usual sockets of Docker and Podman are tried.", "", _DOCKER),
+    Setting("DOCKER_TLS_VERIFY", "switch", "Use TLS towards a `tcp://` Docker host.", "false", _DOCKER),
+    Setting("DOCKER_CERT_PATH", "path", "Folder with `ca.pem`, `cert.pem` and `key.pem` for that.", "", _DOCKER),
+    Setting(OWN + "EXPECT", "list", "Components that must have a container here; one that is missing is reported as missing.", "server, machine_learning, database, redis", _DOCKER, choices=COMPONENTS),
+    Setting(OWN + "CONTAINERS", "mapping", "Which container is which component where names and labels do not tell, as `database=my-pg, proxy=swag`; `*` and `?` match.", "", _DOCKER, choices=COMPONENTS),
+    Setting(OWN + "COMPOSE_PROJECT", "text", "Compose project of Immich, where several Immich share one Docker.", "", _DOCKER),
+    Setting("IMMICH_MEDIA_LOCATION", "path", "Immich's media folder.", "", _PATHS),
+    Setting("UPLOAD_LOCATION", "path", "Immich's media folder on the host; read when IMMICH_MEDIA_LOCATION is not set or does not exist here.", "", _PATHS),
+    Setting("DB_DATA_LOCATION", "path", "Postgres' data directory on the host.", "", _PATHS),
+    Setting(OWN + "MEDIA_PATH", "path", "The media folder, where this process sees it elsewhere.", "", _PATHS),
+    *(
+        Setting(f"{OWN}{folder.upper()}_PATH", "path", f"Folder `{folder.replace('_', '-')}`, where it is not inside the media folder.", "", _PATHS)
+        for folder in FOLDERS
+    ),
+    Setting(OWN + "DATABASE_PATH", "path", "Postgres' data directory, where this process sees it elsewhere.", "", _PATHS),
+    Setting(OWN + "DOCKER_PATH", "path", "Docker's data root (often `/var/lib/docker`), to watch its disk.", "", _PATHS),
+    Setting(OWN + "MODEL_CACHE_PATH", "path", "Model cache of machine learning.", "", _PATHS),
+    Setting(OWN + "TMP_PATH", "path", "Folder for temporary files of the server or the proxy.", "", _PATHS),
+    Setting(OWN + "EXTERNAL_PATHS", "list", "Folders of external libraries.", "", _PATHS),
+    Setting(OWN + "DISABLE", "list", "Collectors to switch off, such as `host` beside a node_exporter.", "", _WORK),
+    Setting(OWN + "LIBRARY_INTERVAL", "duration", "How often the library is counted; stretches itself on a slow database.", "5m", _WORK),
+    Setting(OWN + "CONTAINER_USAGE_INTERVAL", "duration", "How often memory and CPU of containers are read.", "15s", _WORK),
+    Setting(OWN + "LOG_LEVEL", "choice", "How much is logged.", "info", _WORK, choices=("debug", "info", "warning", "error"), flag="--log.level"),
+    Setting(OWN + "CONFIG_FILE", "file", "A YAML file with any of these settings; the environment wins over it.", "", _WORK, flag="--config.file"),
+    Setting(OWN + "LISTEN_ADDRESS", "list", "Addresses to listen on, `host:port` or `:port`; the flag may be repeated.", ":12283", _WEB, flag="--web.listen-address"),
+    Setting(OWN + "WEB_CONFIG_FILE", "file", "TLS and basic authentication: a web configuration file of the Prometheus exporter toolkit, read again when it changes.", "", _WEB, flag="--web.config.file"),
+    Setting(OWN + "TELEMETRY_PATH", "text", "Path of the metrics.", "/metrics", _WEB, flag="--web.telemetry-path"),
+)  # fmt: skip
+
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+BY_KEY = {setting.key: setting for setting in SETTINGS}

@@ -1,0 +1,59 @@
+"""Fixtures that start the real parts: Postgres 16 and 18, Redis."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from immich_vitals.collector import Context, Deadline, SystemClock
+from immich_vitals.demo.servers import Postgres, Redis
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite expected.prom of the golden cases")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture
+def context() -> Context:
+    """A context with ten seconds and the system's clock."""
+    return Context(Deadline.after(10.0), SystemClock())
+
+
+@pytest.fixture(scope="session")
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the unprivileged user of the embedded servers can reach (pytest's own are private)."""
+    folder = tmp_path_factory.mktemp("servers")
+    for path in (folder, *folder.parents):
+        if path.stat().st_uid == folder.stat().st_uid and path.name.startswith(("pytest-", "servers")):
+            path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def postgres16(server_folder: Path) -> Iterator[Postgres]:
+    with Postgres(server_folder / "postgres16", 16) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres18(server_folder: Path) -> Iterator[Postgres]:
+    with Postgres(server_folder / "postgres18", 18) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=[16, 18])
+def postgres(request: pytest.FixtureRequest) -> Postgres:
+    """Each of the embedded Postgres versions in turn; tests make a database of their own in it."""
+    server: Postgres = request.getfixturevalue(f"postgres{request.param}")
+    return server
+
+
+@pytest.fixture
+def redis_server(server_folder: Path, tmp_path: Path) -> Iterator[Redis]:
+    with Redis(tmp_path / "redis") as server:
+        yield server

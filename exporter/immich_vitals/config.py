@@ -523,7 +523,11 @@ def _from_ioredis(values: _Values, encoded: str) -> RedisConfig:
 def _docker_host(values: _Values) -> str | None:
     host = values.text("DOCKER_HOST")
     if host and not re.match(r"(unix|tcp|http|https)://[^/]*/?", host):
-        values.mistake("DOCKER_HOST", f"{host!r} is not an address of a Docker API", "write unix:///path or tcp://host:port")
+        values.mistake(
+            "DOCKER_HOST",
+            f"{host!r} is not an address of a Docker API",
+            "write unix:///path or tcp://host:port",
+        )
     return host or None
 
 
@@ -570,7 +574,11 @@ def _listen(values: _Values) -> tuple[str, ...]:
 def _telemetry_path(values: _Values) -> str:
     path = values.text(OWN + "TELEMETRY_PATH")
     if not re.fullmatch(r"/[-\w./]*", path) or path in ("/", "/healthz", "/readyz"):
-        values.mistake(OWN + "TELEMETRY_PATH", f"{path!r} cannot be the path of the metrics", "write for example /metrics")
+        values.mistake(
+            OWN + "TELEMETRY_PATH",
+            f"{path!r} cannot be the path of the metrics",
+            "write for example /metrics",
+        )
     return path
 
 

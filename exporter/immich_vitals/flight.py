@@ -36,6 +36,7 @@ class Flight(Generic[T]):
             if self._current is not None and not self._current.done():
                 return self._current
             future: Future[T] = Future()
+            future.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it
             self._current = future
         start_thread(lambda: _fly(future, call), self._name)
         return future

@@ -116,6 +116,11 @@ class Scrape:
             return [], 0.0
         return [run.future for run in runs], min(self.deadline.at, *(run.late_at for run in runs)) - now
 
+    def names(self, futures: Iterable[Future[Outcome]]) -> set[str]:
+        """The collectors whose runs these are."""
+        wanted = set(futures)
+        return {run.collector.collector.name for run in self.runs if run.future in wanted}
+
 
 class _Watched:
     """One enabled collector, its flight, and what became of its runs."""
@@ -314,9 +319,7 @@ class Runner:
             mend = "this is a bug in immich-vitals: please report it with the traceback from the log"
             if watched.broken_since is None:
                 log.exception("collector broke on a bug", extra={"collector": collector.name})
-        outcome = Outcome(
-            reason, samples, message, mend, self._clock.monotonic() - began, self._clock.time()
-        )
+        outcome = Outcome(reason, samples, message, mend, self._clock.monotonic() - began, self._clock.time())
         self._record(watched, outcome, at_end=True)
         return outcome
 
@@ -364,7 +367,12 @@ class Runner:
         elif not outcome.ok and broken_since is None and outcome.reason != "error":
             log.warning(
                 "collector failing",
-                extra={"collector": name, "reason": outcome.reason, "detail": outcome.message, "mend": outcome.mend},
+                extra={
+                    "collector": name,
+                    "reason": outcome.reason,
+                    "detail": outcome.message,
+                    "mend": outcome.mend,
+                },
             )
 
     # -- what is shown
@@ -418,4 +426,3 @@ def _checked(collector: Collector, samples: Iterable[Sample]) -> tuple[Sample, .
 
 def _first_line(text: str | None) -> str:
     return (text or "").strip().split("\n", 1)[0]
-

@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all their set-up; they need Python 3.11 and make.
+.PHONY: help demo test lint bench docs golden clean
+
+FAULT ?=
+ARGS ?=
+
+help:
+	@echo "make demo [FAULT=name]   run the exporter beside an embedded Postgres, Redis and media folder"
+	@echo "make test [ARGS=...]     all tests that this machine has the parts for"
+	@echo "make lint                ruff and mypy"
+	@echo "make bench [ARGS=...]    measure; writes docs/benchmarks.md"
+	@echo "make docs                write docs/metrics.md and docs/configuration.md anew"
+	@echo "make golden              rewrite the expected.prom files; read the diff"
+
+.venv/ready: pyproject.toml constraints.txt scripts/venv
+	@scripts/venv
+
+demo: .venv/ready
+	@.venv/bin/immich-vitals demo $(if $(FAULT),--fault $(FAULT)) $(ARGS)
+
+test: .venv/ready
+	@.venv/bin/pytest $(ARGS)
+
+lint: .venv/ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: .venv/ready
+	@.venv/bin/python -m bench $(ARGS)
+
+docs: .venv/ready
+	.venv/bin/immich-vitals metrics > docs/metrics.md
+	.venv/bin/immich-vitals config > docs/configuration.md
+
+golden: .venv/ready
+	.venv/bin/pytest --update-golden tests/collectors
+
+clean:
+	rm -rf .venv dist build

@@ -1,0 +1,146 @@
+"""The vital signs in a few lines for people: facts from the samples, without judgement on them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from immich_vitals.metrics import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class VitalSign:
+    """One line: what it is about, and what is known. `known` is False when nothing is."""
+
+    name: str
+    text: str
+    known: bool = True
+
+
+class Readings:
+    """Samples by metric name, without prefix."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._by_name: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for sample in samples:
+            labels = dict(zip(sample.metric.labels, sample.labels, strict=True))
+            self._by_name.setdefault(sample.metric.name, []).append((labels, sample.value))
+
+    def of(self, name: str, **labels: str) -> list[tuple[Mapping[str, str], float]]:
+        """The labels and values of the samples of a metric that carry these labels."""
+        found = self._by_name.get(name, [])
+        return [(given, value) for given, value in found if labels.items() <= given.items()]
+
+    def one(self, name: str, **labels: str) -> float | None:
+        """The value of the only such sample, or None."""
+        found = self.of(name, **labels)
+        return found[0][1] if found else None
+
+
+def vital_signs(samples: Iterable[Sample]) -> list[VitalSign]:
+    """Container health, headroom of disk and memory, queues, Postgres, Redis and thumbnail coverage."""
+    readings = Readings(samples)
+    signs = []
+    for name, say in _SIGNS.items():
+        text = say(readings)
+        signs.append(VitalSign(name, text or "not known", text is not None))
+    return signs
+
+
+def size(count: float) -> str:
+    """Bytes for people: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError  # the loop returns at its last unit
+
+
+def _containers(readings: Readings) -> str | None:
+    found = readings.of("container_found")
+    if not found:
+        return None
+    states = [(labels, labels["state"]) for labels, value in readings.of("container_state") if value == 1]
+    running = sum(state == "running" for _, state in states)
+    parts = [f"{running} of {len(states)} running"]
+    parts.extend(f"{labels['container']} is {state}" for labels, state in states if state != "running")
+    parts.extend(
+        f"{labels['container']} is {labels['health']}"
+        for labels, value in readings.of("container_health")
+        if value == 1 and labels["health"] in ("unhealthy", "starting")
+    )
+    parts.extend(f"no {labels['component']} container" for labels, value in found if value == 0)
+    return ", ".join(parts)
+
+
+def _disk(readings: Readings) -> str | None:
+    silent = [labels["role"] for labels, value in readings.of("filesystem_responding") if value == 0]
+    parts = [f"{role} does not respond" for role in silent]
+    sizes = {(labels["role"], labels["path"]): value for labels, value in readings.of("filesystem_size_bytes")}
+    headroom = [
+        (value / sizes[key], labels["role"], value)
+        for labels, value in readings.of("filesystem_avail_bytes")
+        if sizes.get(key := (labels["role"], labels["path"]))
+    ]
+    if headroom:
+        ratio, role, avail = min(headroom)
+        parts.append(f"{size(avail)} free for {role} ({ratio:.0%})")
+    return ", ".join(parts) or None
+
+
+def _memory(readings: Readings) -> str | None:
+    total, available = readings.one("host_memory_total_bytes"), readings.one("host_memory_available_bytes")
+    if not total or available is None:
+        return None
+    return f"{size(available)} of {size(total)} available"
+
+
+def _jobs(readings: Readings) -> str | None:
+    jobs = readings.of("queue_jobs")
+    if not jobs:
+        return None
+    waits = sum(value for labels, value in jobs if labels["state"] in ("waiting", "prioritized", "paused"))
+    active = sum(value for labels, value in jobs if labels["state"] == "active")
+    paused = [labels["queue"] for labels, value in readings.of("queue_paused") if value == 1]
+    text = f"{waits:.0f} waiting, {active:.0f} active"
+    return f"{text}, paused: {', '.join(paused)}" if paused else text
+
+
+def _postgres(readings: Readings) -> str | None:
+    up = readings.one("postgres_up")
+    if up is None:
+        return None
+    if not up:
+        return "down"
+    if readings.one("postgres_checksums_enabled") != 1:
+        return "up, data checksums are off"
+    failures = sum(value for _, value in readings.of("postgres_checksum_failures_total"))
+    return f"up, {failures:.0f} checksum failures"
+
+
+def _redis(readings: Readings) -> str | None:
+    up = readings.one("redis_up")
+    if up is None:
+        return None
+    return "down" if not up else "up, writable" if readings.one("redis_writable") else "up, refuses writes"
+
+
+def _thumbnails(readings: Readings) -> str | None:
+    required = readings.one("library_required", stage="thumbnail")
+    pending = readings.one("library_pending", stage="thumbnail")
+    if required is None or pending is None:
+        return None
+    if not required:
+        return "no photos yet"
+    # Rounded down, so that 100 % means all.
+    covered = int(10_000 * (1 - pending / required)) / 100
+    return f"{covered:g} % of {required:.0f} assets have one, {pending:.0f} pending"
+
+
+_SIGNS: dict[str, Callable[[Readings], str | None]] = {
+    "Containers": _containers,
+    "Disk": _disk,
+    "Memory": _memory,
+    "Postgres": _postgres,
+    "Redis": _redis,
+    "Jobs": _jobs,
+    "Thumbnails": _thumbnails,
+}

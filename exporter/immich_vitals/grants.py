@@ -1,0 +1,143 @@
+"""The least rights the exporter can do with: SQL for a Postgres role, one line for a Redis ACL user."""
+
+from collections.abc import Sequence
+
+from immich_vitals.sources.immich_schema import COLUMNS, NAMES, SWITCHES_FUNCTION, SWITCHES_SCHEMA
+from immich_vitals.sources.library import switches_sql
+
+PASSWORD = "REPLACE-WITH-A-PASSWORD"
+
+REDIS_COMMANDS = (
+    "info", "config|get", "client|list", "llen", "lrange", "zcard", "zrange", "hget", "hmget", "exists", "get", "xread",
+    "xrevrange", "xinfo|stream", "ping", "select", "role",
+)  # fmt: skip
+
+
+def grants_sql(database: str, role: str) -> str:
+    """SQL that makes `role` and lets it read what the exporter reads in `database`, and nothing else.
+
+    To be run in that database by a superuser; may be run again. It asks the catalogue for the tables and columns
+    there are, so it fits every version of Immich.
+    """
+    wanted = ",\n      ".join(
+        f"({_array(NAMES[use])}, {_array(columns)})" for use, columns in COLUMNS.items() if use != "exif"
+    )
+    return _SQL.format(
+        database=_literal(database),
+        role=_literal(role),
+        password=_literal(PASSWORD),
+        names=_array([name for names in NAMES.values() for name in names]),
+        wanted=wanted,
+        exif=_array(NAMES["exif"]),
+        schema=SWITCHES_SCHEMA,
+        function=SWITCHES_FUNCTION,
+        metadata=switches_sql("%%1$I.system_metadata", None),
+        config=switches_sql(None, "%%1$I.system_config"),  # %% for the format() around it
+    )
+
+
+def redis_acl(user: str) -> str:
+    """The command that makes the ACL user `user` in Redis or Valkey; the same words fit a line of an ACL file after
+    `user`."""
+    commands = " ".join(f"+{command}" for command in REDIS_COMMANDS)
+    return f"ACL SETUSER {user} reset on >{PASSWORD} ~immich_bull:* {commands}"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _array(items: Sequence[str]) -> str:
+    return f"ARRAY[{', '.join(_literal(item) for item in items)}]"
+
+
+_SQL = """\
+-- A role for immich-vitals that can read only what it counts. Put a password in place of the placeholder, then run
+-- this as a superuser in Immich's database, for example:
+--   docker exec -i immich_postgres psql -U postgres -d immich < grants.sql
+-- Run it again after an upgrade of Immich: new tables start without grants. It changes nothing that is right already.
+--
+-- What the role gets:
+-- * pg_read_all_stats, to see the state and age of other people's sessions. Without it they count as `unknown` and
+--   long transactions stay unseen. pg_monitor would do too, but also opens all settings and the list of WAL files.
+-- * SELECT on single columns: types, states and dates of assets, which files they have; no names, paths or e-mail.
+-- * A function that gives the five switches of machine learning. Immich keeps its passwords for SMTP and OAuth in the
+--   same column as those, so the column itself stays closed.
+--
+-- A dump of this database names the role: create it first where you restore such a dump.
+DO $immich_vitals$
+DECLARE
+  grantee constant text := {role};
+  place text;
+  found record;
+BEGIN
+  IF current_database() <> {database} THEN
+    RAISE EXCEPTION 'this is database %, not Immich''s: connect to %', current_database(), {database};
+  END IF;
+
+  IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = grantee) THEN
+    EXECUTE format('CREATE ROLE %I LOGIN CONNECTION LIMIT 6 PASSWORD %L', grantee, {password});
+  END IF;
+  EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), grantee);
+  EXECUTE format('GRANT pg_read_all_stats TO %I', grantee);
+
+  -- Immich's schema is the one with most of its tables.
+  SELECT n.nspname INTO place
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p') AND c.relname = ANY ({names})
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_t%'
+  GROUP BY n.nspname
+  ORDER BY count(*) DESC, coalesce(array_position(current_schemas(false), n.nspname), 1000), n.nspname LIMIT 1;
+  IF place IS NULL THEN
+    RAISE EXCEPTION 'there are no tables of Immich in database % yet', current_database();
+  END IF;
+  EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', place, grantee);
+
+  FOR found IN
+    WITH wanted (names, columns) AS (VALUES
+      {wanted}
+    ), tables AS (
+      SELECT w.columns, (
+        SELECT c.oid FROM pg_class c WHERE c.relnamespace = to_regnamespace(quote_ident(place))
+          AND c.relkind IN ('r', 'p') AND c.relname = ANY (w.names) ORDER BY array_position(w.names, c.relname::text)
+        LIMIT 1) AS oid
+      FROM (
+        SELECT names, columns FROM wanted
+        -- Before 1.93 only a row in exif tells that metadata was extracted.
+        UNION ALL SELECT {exif}, ARRAY['assetId'] WHERE NOT EXISTS (
+          SELECT FROM pg_attribute
+          WHERE attrelid = to_regclass(format('%I.asset_job_status', place)) AND attname = 'metadataExtractedAt')
+      ) w
+    )
+    SELECT t.oid::regclass AS name, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns
+    FROM tables t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = ANY (t.columns) AND NOT a.attisdropped
+    GROUP BY t.oid
+  LOOP
+    EXECUTE format('GRANT SELECT (%s) ON %s TO %I', found.columns, found.name, grantee);
+  END LOOP;
+
+  CREATE SCHEMA IF NOT EXISTS {schema};
+  EXECUTE format($function$
+    CREATE OR REPLACE FUNCTION {schema}.{function}() RETURNS TABLE (name text, value text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    DECLARE
+      place constant text := %L;
+    BEGIN
+      IF to_regclass(format('%%I.system_metadata', place)) IS NOT NULL THEN
+        RETURN QUERY EXECUTE format($query$
+{metadata}
+        $query$, place);
+      END IF;
+      IF to_regclass(format('%%I.system_config', place)) IS NOT NULL THEN
+        RETURN QUERY EXECUTE format($query$
+{config}
+        $query$, place);
+      END IF;
+    END
+    $body$ $function$, place);
+  REVOKE ALL ON FUNCTION {schema}.{function}() FROM PUBLIC;
+  EXECUTE format('GRANT USAGE ON SCHEMA {schema} TO %I', grantee);
+  EXECUTE format('GRANT EXECUTE ON FUNCTION {schema}.{function}() TO %I', grantee);
+END
+$immich_vitals$;
+"""

@@ -1,0 +1,1 @@
+ALTER TABLE asset RENAME TO media;

@@ -197,6 +197,7 @@ class Redis:
             [program, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket),
              "--dir", str(self.folder), "--logfile", str(self.log), "--daemonize", "no", *self._arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, user=self._user,
+            start_new_session=True,  # a Ctrl-C at the terminal is for us; we end it in our own time
         )  # fmt: skip
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self._process.poll() is None:

@@ -1,0 +1,69 @@
+"""Immich's queues as BullMQ keeps them in Redis, and what puts jobs into them."""
+
+import json
+import time
+from importlib import resources
+
+import redis
+
+PREFIX = "immich_bull"
+LOCK_SECONDS = 30  # how long a worker may hold a job without saying so again; also between two checks for stalled ones
+JOB_OPTIONS = '{"removeOnComplete":true,"removeOnFail":false,"attempts":1}'
+MAX_EVENTS = 10_000
+
+
+def queue_names() -> tuple[str, ...]:
+    """The queues of Immich 2.7.5."""
+    return tuple(_facts()["queues"])
+
+
+def create_queues(client: "redis.Redis") -> None:
+    """What Immich's queue objects write when they are made, and the traces of some work long done."""
+    version = _facts()["bullmq"]
+    for queue in queue_names():
+        client.hset(f"{PREFIX}:{queue}:meta", mapping={"opts.maxLenEvents": MAX_EVENTS, "version": f"bullmq:{version}"})
+    for queue in ("thumbnailGeneration", "metadataExtraction", "smartSearch", "faceDetection", "backgroundTask"):
+        for _ in range(3):
+            job = str(client.incr(f"{PREFIX}:{queue}:id"))
+            for event in ("added", "waiting", "active", "completed"):
+                add_event(client, queue, event, jobId=job)
+            add_event(client, queue, "drained")
+
+
+def add_jobs(client: "redis.Redis", queue: str, name: str, count: int) -> None:
+    """Add jobs as Immich does: into `wait`, or into `paused` while the queue is paused."""
+    paused = client.hget(f"{PREFIX}:{queue}:meta", "paused") == "1"
+    for _ in range(count):
+        job = make_job(client, queue, name)
+        client.lpush(f"{PREFIX}:{queue}:{'paused' if paused else 'wait'}", job)
+        if not paused:
+            client.zadd(f"{PREFIX}:{queue}:marker", {"0": 0})
+        add_event(client, queue, "added", jobId=job, name=name)
+        add_event(client, queue, "waiting", jobId=job)
+
+
+def make_job(client: "redis.Redis", queue: str, name: str) -> str:
+    """A job's hash, in no list yet; returns the job's id."""
+    job = str(client.incr(f"{PREFIX}:{queue}:id"))
+    client.hset(
+        f"{PREFIX}:{queue}:{job}",
+        mapping={
+            "name": name, "data": '{"id":"871a1201-6341-4ec0-91ad-ad53f520c0e0"}', "opts": JOB_OPTIONS,
+            "timestamp": milliseconds(), "delay": 0, "priority": 0,
+        },
+    )  # fmt: skip
+    return job
+
+
+def add_event(client: "redis.Redis", queue: str, event: str, **fields: str) -> None:
+    client.xadd(f"{PREFIX}:{queue}:events", dict(fields, event=event), maxlen=MAX_EVENTS)  # type: ignore[arg-type]
+
+
+def milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _facts() -> dict[str, list[str]]:
+    text = resources.files(__package__).joinpath("data/queues-2.7.5.json").read_text(encoding="utf-8")
+    facts: dict[str, list[str]] = json.loads(text)
+    return facts

@@ -1,0 +1,88 @@
+"""Immich's job workers, in a process of their own: `python -m immich_vitals.demo.worker SOCKET [SECONDS]`.
+
+One named connection per queue blocks in Redis as BullMQ's does, takes jobs, locks them and finishes them after a
+moment. Every SECONDS (0: never) a job is added, so that there is something to see.
+"""
+
+import asyncio
+import base64
+import contextlib
+import sys
+
+import redis
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from immich_vitals.demo.queues import LOCK_SECONDS, MAX_EVENTS, PREFIX, add_jobs, milliseconds, queue_names
+
+BLOCK_SECONDS = 5  # of a call that waits for a job; BullMQ's own waits up to ten
+WORK_SECONDS = 0.4
+RETRY_SECONDS = 1.0
+
+
+async def serve(socket: str, feed_every: float) -> None:
+    """Work on all queues until the process ends."""
+    async with Redis(unix_socket_path=socket, decode_responses=True) as client:
+        workers = [_for_ever(_Worker(client, socket, queue)) for queue in queue_names()]
+        await asyncio.gather(_feed(socket, feed_every), *workers)
+
+
+class _Worker:
+    """The worker of one queue. Works one job at a time."""
+
+    def __init__(self, client: "Redis", socket: str, queue: str) -> None:
+        self._client = client
+        self._key = f"{PREFIX}:{queue}"
+        name = f"{PREFIX}:{base64.b64encode(queue.encode()).decode()}"
+        self._blocking = Redis(unix_socket_path=socket, client_name=name, decode_responses=True)
+        self._next_check = 0
+
+    async def turn(self) -> None:
+        """Say that a worker lives when it is time to, then work off what waits, then wait for more."""
+        if milliseconds() >= self._next_check:
+            await self._client.set(f"{self._key}:stalled-check", milliseconds(), ex=LOCK_SECONDS)
+            self._next_check = milliseconds() + LOCK_SECONDS * 1000
+        while job := await self._take():
+            await asyncio.sleep(WORK_SECONDS)
+            await self._finish(job)
+        await self._blocking.bzpopmin(f"{self._key}:marker", BLOCK_SECONDS)
+
+    async def _take(self) -> str | None:
+        job = await self._client.rpoplpush(f"{self._key}:wait", f"{self._key}:active")
+        if not isinstance(job, str):
+            return None
+        await self._client.set(f"{self._key}:{job}:lock", "demo", ex=LOCK_SECONDS)
+        await self._client.hset(f"{self._key}:{job}", mapping={"processedOn": milliseconds(), "ats": 1})
+        await self._event("active", jobId=job, prev="waiting")
+        return job
+
+    async def _finish(self, job: str) -> None:
+        await self._client.lrem(f"{self._key}:active", 0, job)
+        await self._client.delete(f"{self._key}:{job}:lock", f"{self._key}:{job}")
+        await self._event("completed", jobId=job, returnvalue="null", prev="active")
+        if not await self._client.llen(f"{self._key}:wait"):
+            await self._event("drained")
+
+    async def _event(self, event: str, **fields: str) -> None:
+        await self._client.xadd(f"{self._key}:events", dict(fields, event=event), maxlen=MAX_EVENTS)  # type: ignore[arg-type]
+
+
+async def _for_ever(worker: _Worker) -> None:
+    while True:
+        try:
+            await worker.turn()
+        except RedisError:
+            await asyncio.sleep(RETRY_SECONDS)  # it is down, or refuses to write: one of the demo's faults
+
+
+async def _feed(socket: str, every: float) -> None:
+    with redis.Redis(unix_socket_path=socket, decode_responses=True) as client:
+        while every:
+            await asyncio.sleep(every)
+            with contextlib.suppress(RedisError):
+                add_jobs(client, "thumbnailGeneration", "AssetGenerateThumbnails", 1)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))

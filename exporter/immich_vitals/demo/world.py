@@ -1,0 +1,140 @@
+"""A small Immich without Immich: its database, its queues with workers, its media folder, all of them real."""
+
+import gzip
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from psycopg import sql
+
+from immich_vitals.demo.photos import VERSION, Library, make_library
+from immich_vitals.demo.queues import create_queues
+from immich_vitals.demo.schema import Connection, create_schema
+from immich_vitals.demo.scratch import Scratch, environment
+from immich_vitals.demo.servers import Postgres, Redis
+
+DATABASE = "immich"
+MAX_CONNECTIONS = 40
+
+
+class World:
+    """Everything an exporter watches, healthy, in a temporary folder that ends with the `with` block.
+
+    `feed_every` is the number of seconds between two jobs that come in, 0 for none.
+    """
+
+    folder: Path
+    postgres: Postgres
+    redis: Redis
+    library: Library
+
+    def __init__(self, feed_every: float = 0.0) -> None:
+        self._feed_every = feed_every
+        self._ends = ExitStack()
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as ends:
+            self.folder = ends.enter_context(Scratch()).path
+            self.postgres = Postgres(
+                self.folder / "postgres", settings={"max_connections": str(MAX_CONNECTIONS), "fsync": "off"}
+            )
+            self.redis = Redis(self.folder / "redis")
+            self.library = make_library(self.media, self.external)
+            self.fill_database()
+            self._dump()
+            with self.redis.client() as client:
+                create_queues(client)
+            ends.callback(self._forget_children)
+            self.start_workers()
+            self._ends = ends.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ends.close()
+
+    @property
+    def media(self) -> Path:
+        return self.folder / "media"
+
+    @property
+    def external(self) -> Path:
+        return self.folder / "old-disk"
+
+    def environment(self) -> Mapping[str, str]:
+        """The settings with which an exporter watches this world."""
+        return {
+            "DB_URL": f"postgresql://postgres@127.0.0.1:{self.postgres.port}/{DATABASE}",
+            "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}/0",
+            "IMMICH_MEDIA_LOCATION": str(self.media),
+            "IMMICH_VITALS_DATABASE_PATH": str(self.postgres.data),
+            "IMMICH_VITALS_EXTERNAL_PATHS": str(self.external),
+            "IMMICH_VITALS_LIBRARY_INTERVAL": "2s",
+        }
+
+    def connect(self) -> Connection:
+        """A connection to Immich's database, as its superuser, in autocommit mode."""
+        return self.postgres.connect(DATABASE)
+
+    def empty_database(self) -> None:
+        """Put a fresh database, as Immich makes it at its first start, in the place of the old one."""
+        with self.postgres.connect() as server:
+            server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(DATABASE)))
+            server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+        with self.connect() as connection:
+            create_schema(connection)
+
+    def fill_database(self) -> None:
+        """Put a fresh database with the whole library in the place of the old one."""
+        self.empty_database()
+        with self.connect() as connection:
+            self.library.insert(connection)
+            connection.execute("ANALYZE")
+
+    def start_workers(self) -> None:
+        """Start the workers of all queues."""
+        self._worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", "immich_vitals.demo.worker", str(self.redis.socket), str(self._feed_every)],
+            stdin=subprocess.DEVNULL, cwd=self.folder, start_new_session=True, env=environment(),
+        )  # fmt: skip
+
+    def stop_workers(self) -> None:
+        """End the workers at once, as a crash does."""
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.wait()
+            self._worker = None
+
+    def freeze_workers(self) -> None:
+        if self._worker is not None:
+            self._worker.send_signal(signal.SIGSTOP)
+
+    def thaw_workers(self) -> None:
+        if self._worker is not None:
+            self._worker.send_signal(signal.SIGCONT)
+
+    def _forget_children(self) -> None:
+        self.stop_workers()
+        self.redis.stop()
+
+    def _dump(self) -> None:
+        """Last night's dump, made by the real pg_dump and named as Immich names it."""
+        with self.connect() as connection:
+            server = connection.info.parameter_status("server_version")
+        dump = subprocess.run(
+            [str(self.postgres.binaries / "pg_dump"), "--dbname", self.postgres.dsn(DATABASE)],
+            stdout=subprocess.PIPE, check=True, env={**environment(), "LC_ALL": "C.UTF-8"},
+        )  # fmt: skip
+        night = datetime.now().replace(hour=2, minute=0, second=0)
+        if night > datetime.now():
+            night -= timedelta(days=1)
+        name = f"immich-db-backup-{night:%Y%m%dT%H%M%S}-v{VERSION}-pg{server}.sql.gz"
+        (self.media / "backups" / name).write_bytes(gzip.compress(dump.stdout, 6))

@@ -218,6 +218,6 @@ def _first_bytes(plain: socket.socket, settings: Config) -> bytes:
     try:
         with context.wrap_socket(plain) as wrapped:
             wrapped.sendall(request)
-            return wrapped.recv(64)
+            return wrapped.recv(64) or b"the handshake, then no more for want of a certificate"
     except ssl.SSLError as error:
         return (error.reason or "the handshake was refused").encode()

@@ -362,10 +362,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_DB_NAMES = tuple(name for name in BY_NAME if name.startswith("DB_") and name != "DB_DATA_LOCATION")
+_REDIS_NAMES = tuple(name for name in BY_NAME if name.startswith("REDIS_"))
+
+
 def _postgres(values: _Values) -> PostgresConfig | None:
     own = (OWN + "DB_USERNAME", OWN + "DB_PASSWORD")
-    immich = ("DB_URL", "DB_HOSTNAME", "DB_USERNAME", "DB_PASSWORD", "DB_DATABASE_NAME")
-    if not values.given(*own, *immich):
+    if not values.given(*own, *_DB_NAMES):
         return None
     mode = values.choice("DB_SSL_MODE")
     base = PostgresConfig(
@@ -416,9 +419,8 @@ def _from_db_url(values: _Values, url: str, default: PostgresConfig) -> Postgres
 
 def _redis(values: _Values) -> RedisConfig | None:
     own = (OWN + "REDIS_USERNAME", OWN + "REDIS_PASSWORD")
-    immich = tuple(setting.name for setting in SETTINGS if setting.name.startswith("REDIS_"))
     # Immich's stock .env names no Redis at all: beside a configured database its defaults hold.
-    if not values.given(*own, *immich, "DB_URL", "DB_HOSTNAME", "DB_USERNAME", "DB_PASSWORD", "DB_DATABASE_NAME"):
+    if not values.given(*own, *_REDIS_NAMES, *_DB_NAMES):
         return None
     if values.given("REDIS_URL"):
         base = _from_redis_url(values, values.text("REDIS_URL"))

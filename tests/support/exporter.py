@@ -1,0 +1,64 @@
+"""The exporter as a process of its own, as people run it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from immich_vitals.demo.servers import free_port
+
+
+class Exporter:
+    """`immich-vitals serve` with this environment on a free loopback port; ends with the block."""
+
+    def __init__(self, environ: Mapping[str, str] | None = None, *flags: str) -> None:
+        self.port = free_port()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "immich_vitals", "serve", f"--web.listen-address=127.0.0.1:{self.port}", *flags],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **(environ or {})},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        until = time.monotonic() + 30
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError(f"the exporter did not start: {self.stop()}")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def url(self, path: str, scheme: str = "http") -> str:
+        return f"{scheme}://127.0.0.1:{self.port}{path}"
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """Send the signal and return what the process said. Raises `TimeoutExpired` when it does not end."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        try:
+            return self._process.communicate(timeout=10)[0]
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.returncode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None or self._process.stdout and not self._process.stdout.closed:
+            self.stop()

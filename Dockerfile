@@ -1,0 +1,24 @@
+# Any image with Python 3.11 or newer and pip will do as base.
+ARG BASE=docker.io/library/python:3.13-slim
+
+FROM ${BASE} AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
+COPY exporter exporter
+RUN python3 -m venv /app \
+ && /app/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt . \
+ && /app/bin/pip uninstall --yes --quiet pip
+
+FROM ${BASE}
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="immich-vitals" \
+      org.opencontainers.image.description="Vital signs for Immich, for Prometheus" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+COPY --from=build /app /app
+ENV PATH=/app/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 65532:65532
+EXPOSE 12283
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 CMD ["immich-vitals", "healthcheck"]
+ENTRYPOINT ["immich-vitals"]
+CMD ["serve"]

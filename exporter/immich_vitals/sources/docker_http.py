@@ -1,0 +1,308 @@
+"""GET requests to a Docker API within a deadline, and what its refusals mean.
+
+The transport (unix socket, TCP, TLS) is the Docker SDK's. Its methods are not used: they send without a deadline for
+the whole answer, follow events without a time-out, and insist on being told the version of the API. Nothing but GET
+is ever sent. The module is imported when the first request is made, since the SDK costs 12 MB of memory.
+"""
+
+import json
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import docker
+import requests
+import urllib3
+from docker.tls import TLSConfig
+
+from immich_vitals.collector import Absent, CollectorFailure, Deadline, TimedOut, Unavailable
+
+# Docker 25 to 29 speak this version; older and newer ones say which they speak instead.
+API_VERSION = "1.44"
+# Far more than a list of thousands of containers; only something that is no Docker API says more.
+LONGEST_ANSWER = 64 * 1024 * 1024
+LONGEST_LINE = 1024 * 1024
+
+Params = Mapping[str, str]
+
+
+class Connection:
+    """The way to one Docker API. Any error but a plain refusal drops its sockets; the next request starts anew.
+
+    `address` is `unix:///path`, `tcp://host:port` or `http(s)://host:port`; with `certificates`, the folder of
+    `ca.pem`, `cert.pem` and `key.pem`, TLS is used. May be shared between threads.
+    """
+
+    def __init__(self, address: str, certificates: Path | None) -> None:
+        self._address = address
+        self._socket = Path(address.removeprefix("unix://")) if address.startswith("unix://") else None
+        self._version: str | None = None
+        try:
+            tls = _tls(certificates) if certificates else False
+            self._client = docker.APIClient(base_url=address, version=API_VERSION, tls=tls)
+        except docker.errors.DockerException as error:
+            raise Unavailable(
+                f"the Docker client cannot use the address in DOCKER_HOST ({type(error).__name__})",
+                mend="write DOCKER_HOST as unix:///path or tcp://host:port; with TLS, look into DOCKER_CERT_PATH",
+            ) from error
+        self._client.headers["Accept-Encoding"] = "identity"
+        # Else a proxy for the Internet, or a .netrc, would get between us and a Docker on this network.
+        self._client.trust_env = False
+
+    def get(self, path: str, deadline: Deadline, params: Params | None = None, longest: float | None = None) -> object:
+        """The JSON that answers `GET path`, or None when there is no such thing (404, or 409 "is not running").
+
+        `longest` is how many seconds it may take, besides the deadline. Raises `Absent`, `Unavailable`, `TimedOut`.
+        """
+        if longest is not None:
+            deadline = Deadline(min(deadline.at, deadline.clock.monotonic() + longest), deadline.clock)
+        with self._explained(path), self._open(path, params, deadline) as response:
+            body = _body(response, deadline)
+        if response.status_code in (404, 409):
+            return None
+        if response.status_code != 200:
+            raise _refused(response, body)
+        return _parsed(body, path)
+
+    def stream(self, path: str, params: Params, deadline: Deadline, quiet: float) -> "Stream":
+        """An answer that does not end; the deadline is for its beginning. Errors as of `get`.
+
+        `quiet` is how many seconds of silence are waited for.
+        """
+        with self._explained(path):
+            response = self._open(path, params, deadline)
+            if response.status_code != 200:
+                with response:
+                    raise _refused(response, _body(response, deadline))
+        return Stream(response, quiet)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._client.close()
+
+    def _open(self, path: str, params: Params | None, deadline: Deadline) -> requests.Response:
+        """The beginning of the answer, asked for in a version of the API that the daemon speaks."""
+        if self._version is None:
+            self._version = self._negotiate(deadline)
+        response = self._send(f"/v{self._version}{path}", params, deadline)
+        if response.status_code == 400 and (spoken := _version_in(_body(response, deadline))):
+            self._version = spoken
+            response = self._send(f"/v{spoken}{path}", params, deadline)
+        return response
+
+    def _negotiate(self, deadline: Deadline) -> str:
+        """The version to speak. Where a filtering proxy forbids the question: ours, and the daemon will correct us."""
+        with self._send("/version", None, deadline) as response:
+            body = _body(response, deadline)
+        spoken = _parsed(body, "/version") if response.status_code == 200 else None
+        facts = spoken if isinstance(spoken, dict) else {}
+        newest, oldest = _number(facts.get("ApiVersion")), _number(facts.get("MinAPIVersion"))
+        ours = _number(API_VERSION) or (0, 0)
+        version = max(min(ours, newest or ours), oldest or (0, 0))
+        return f"{version[0]}.{version[1]}"
+
+    def _send(self, path: str, params: Params | None, deadline: Deadline) -> requests.Response:
+        limit = deadline.limit(f"ask Docker for {path}")
+        url = self._client.base_url + path
+        return self._client.get(url, params=params, timeout=limit, stream=True, allow_redirects=False)
+
+    @contextmanager
+    def _explained(self, path: str) -> Iterator[None]:
+        """Turn what the transport raises into a sentence with a mend."""
+        try:
+            yield
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            self._client.close()
+            self._version = None  # whoever answers next time may be another Docker
+            raise self._explanation(error, path) from error
+
+    def _explanation(self, error: Exception, path: str) -> CollectorFailure:
+        causes = list(_causes(error))
+        if any(isinstance(cause, FileNotFoundError) for cause in causes):
+            return Absent(
+                f"the Docker socket {self._socket} is not there",
+                mend="start Docker, mount the socket into this container, or set DOCKER_HOST to where it answers",
+            )
+        if any(isinstance(cause, PermissionError) for cause in causes):
+            return Unavailable(
+                f"no right to connect to the Docker socket {self._socket}",
+                mend="run with the socket's group (group_add in compose, group docker on the host), "
+                "or set DOCKER_HOST to a filtering proxy of the socket",
+            )
+        if any(
+            isinstance(cause, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError) for cause in causes
+        ):
+            return TimedOut(
+                f"Docker did not answer GET {path} in time",
+                mend="look whether `docker ps` hangs, too; if it does, restart the Docker daemon",
+            )
+        if any(isinstance(cause, requests.exceptions.SSLError) for cause in causes):
+            return Unavailable(
+                f"no TLS with Docker at {self._address}",
+                mend="look whether DOCKER_TLS_VERIFY and the certificates in DOCKER_CERT_PATH fit the daemon's",
+            )
+        if self._socket is not None and _is_not_a_socket(self._socket):
+            return Absent(
+                f"{self._socket} is not a socket",
+                mend="if it is an empty folder, Docker made it because the socket was not there to be mounted: "
+                "remove it, start Docker or correct the mount",
+            )
+        return Unavailable(
+            f"Docker at {self._address} refused or broke the connection ({_name(causes)})",
+            mend="look whether the Docker daemon, or the proxy that DOCKER_HOST names, is running",
+        )
+
+
+class Stream:
+    """JSON objects that arrive one by one, each on a line. Close it after use."""
+
+    def __init__(self, response: requests.Response, quiet: float) -> None:
+        self._response = response
+        self._quiet = quiet
+
+    @property
+    def began(self) -> float | None:
+        """When the answer began by the daemon's own clock, in seconds since the epoch, or None if it did not say."""
+        try:
+            return parsedate_to_datetime(self._response.headers.get("Date", "")).timestamp()
+        except ValueError:
+            return None
+
+    def objects(self) -> Iterator[object]:
+        """The objects; ends when nothing came for `quiet` seconds. Raises `Unavailable` when the stream breaks."""
+        buffer = b""
+        _set_timeout(self._response, self._quiet)
+        while True:
+            try:
+                data = self._response.raw.read1(65536)
+            except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
+                return
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                raise _broken(type(error).__name__) from error
+            if not data:
+                raise _broken("it ended")
+            *lines, buffer = (buffer + data).split(b"\n")
+            if len(buffer) > LONGEST_LINE:
+                raise _broken("it is no list of events")
+            for line in lines:
+                if line.strip():
+                    yield _parsed(line, "/events")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._response.close()
+
+
+def _body(response: requests.Response, deadline: Deadline) -> bytes:
+    """The whole body, however slowly it drips, unless the deadline passes."""
+    body = bytearray()
+    while True:
+        _set_timeout(response, deadline.limit("read Docker's answer"))
+        data = response.raw.read1(1024 * 1024)
+        if not data:
+            return bytes(body)
+        body += data
+        if len(body) > LONGEST_ANSWER:
+            raise Unavailable("Docker's answer is too long to be one", mend="look what it is that DOCKER_HOST names")
+
+
+def _set_timeout(response: requests.Response, seconds: float) -> None:
+    """Limit the next read of an answer; not possible, nor needed, once the server has closed the connection."""
+    sock = getattr(response.raw.connection, "sock", None)
+    if sock is not None:
+        sock.settimeout(seconds)
+
+
+def _parsed(body: bytes, path: str) -> object:
+    try:
+        found: object = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Unavailable(
+            f"the answer to GET {path} is not JSON",
+            mend="look whether it is a Docker API that DOCKER_HOST names",
+        ) from error
+    return found
+
+
+def _refused(response: requests.Response, body: bytes) -> CollectorFailure:
+    path = urlsplit(response.url).path
+    status = response.status_code
+    if status in (401, 403, 405, 501):
+        return Unavailable(
+            f"GET {path} is forbidden (status {status})",
+            mend="let the proxy of the Docker socket allow GET on containers and events "
+            f"(CONTAINERS=1 and EVENTS=1); it refused {path}",
+        )
+    return Unavailable(
+        f"Docker answered GET {path} with status {status}{_said(body)}",
+        mend="look into the log of the Docker daemon, or of the proxy that DOCKER_HOST names",
+    )
+
+
+def _said(body: bytes) -> str:
+    """The daemon's own words, if it is a daemon that speaks."""
+    try:
+        message = json.loads(body)["message"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return f": {' '.join(str(message).split())[:200]}"
+
+
+def _version_in(body: bytes) -> str | None:
+    """The version to speak, from "client version 1.44 is too new. Maximum supported API version is 1.41"."""
+    found = re.search(rb"(?:Maximum|Minimum) supported API version is (\d{1,3}\.\d{1,3})", body)
+    return found[1].decode() if found else None
+
+
+def _number(version: object) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d{1,3})\.(\d{1,3})(?:\.\d+)*", version) if isinstance(version, str) else None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _tls(folder: Path) -> TLSConfig:
+    certificate, key, authority = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
+    return TLSConfig(
+        client_cert=(str(certificate), str(key)) if certificate.exists() else None,
+        ca_cert=str(authority) if authority.exists() else None,
+        verify=True,
+    )
+
+
+def _broken(how: str) -> Unavailable:
+    return Unavailable(
+        f"the stream of Docker's events broke ({how})",
+        mend="look whether the Docker daemon is running, and whether a proxy before it ends long answers",
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and those it wraps: requests wraps urllib3 wraps the operating system."""
+    seen: list[BaseException] = [error]
+    for cause in seen:
+        yield cause
+        wrapped = [cause.__cause__, cause.__context__, *cause.args]
+        seen.extend(each for each in wrapped if isinstance(each, BaseException) and each not in seen)
+
+
+def _name(causes: list[BaseException]) -> str:
+    """The operating system's word for it, if it said one."""
+    return next(
+        (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), "no reason given"
+    )
+
+
+def _is_not_a_socket(path: Path) -> bool:
+    try:
+        return not stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False

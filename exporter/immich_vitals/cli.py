@@ -16,6 +16,7 @@ from immich_vitals.config import Config, ConfigError
 from immich_vitals.page import describe
 from immich_vitals.runner import Runner, Status
 from immich_vitals.settings import OWN, SETTINGS
+from immich_vitals.vitals import vital_signs
 
 CHECK_SECONDS = 120.0
 
@@ -130,10 +131,14 @@ def _check(options: argparse.Namespace) -> int:
             print(f"waiting for {', '.join(sorted(names))}", file=sys.stderr, flush=True)
             waiting = names
         wait_for(pending[0], timeout=min(pending[1], 1.0), return_when="FIRST_COMPLETED")
-    runner.finish(scrape)
+    samples = runner.finish(scrape)
     statuses = runner.statuses()
     for line in check_table(statuses):
         print(line)
+    signs = [sign for sign in vital_signs(samples) if sign.known]
+    width = max((len(sign.name) for sign in signs), default=0)
+    for number, sign in enumerate(signs):
+        print(("" if number else "\n") + f"{sign.name:<{width}}  {sign.text}")
     enabled = [status for status in statuses if status.enabled]
     if not enabled:
         print("Nothing is enabled: nothing was checked.", file=sys.stderr)

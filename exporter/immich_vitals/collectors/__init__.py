@@ -1,5 +1,15 @@
 """The table of contents: every collector there is. Adding one is a new file beside this one and one line here."""
 
 from immich_vitals.collector import Collector
+from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
+from immich_vitals.collectors.library import LibraryCollector
+from immich_vitals.collectors.postgres import PostgresCollector
+from immich_vitals.collectors.redis import RedisCollector
 
-COLLECTORS: tuple[type[Collector], ...] = ()
+COLLECTORS: tuple[type[Collector], ...] = (
+    ContainerCollector,
+    ContainerUsageCollector,
+    PostgresCollector,
+    LibraryCollector,
+    RedisCollector,
+)

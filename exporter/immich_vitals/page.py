@@ -71,14 +71,17 @@ def _row(status: Status) -> str:
 def describe(status: Status) -> tuple[str, str]:
     """A collector's state (`ok`, `failing`, `off` or `waiting`) and a sentence on it, with the mend."""
     if not status.enabled:
-        return "off", status.disabled_because
+        return "off", _sentence(status.disabled_because)
     if status.outcome is None:
         return "waiting", "Its first run is still under way."
     if status.outcome.ok:
         return "ok", f"Answered in {status.outcome.duration * 1000:.0f} ms."
-    message = status.outcome.message[:1].upper() + status.outcome.message[1:]
-    mend = f" To mend it: {status.outcome.mend}." if status.outcome.mend else ""
-    return "failing", f"{message}.{mend}"
+    mend = " " + _sentence(f"To mend it: {status.outcome.mend}") if status.outcome.mend else ""
+    return "failing", _sentence(status.outcome.message) + mend
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _timing(status: Status) -> str:

@@ -60,7 +60,7 @@ def _containers(readings: Readings) -> str | None:
         return None
     states = [(labels, labels["state"]) for labels, value in readings.of("container_state") if value == 1]
     running = sum(state == "running" for _, state in states)
-    parts = [f"{running} of {len(states)} running"]
+    parts = [f"{running} of {len(states)} running"] if states else []
     parts.extend(f"{labels['container']} is {state}" for labels, state in states if state != "running")
     parts.extend(
         f"{labels['container']} is {labels['health']}"

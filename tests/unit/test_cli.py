@@ -13,7 +13,8 @@ from immich_vitals.runner import Runner
 
 @pytest.fixture(autouse=True)
 def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests see no settings of the machine they run on."""
+    """These tests see no settings of the machine they run on, and leave the log as it is."""
+    monkeypatch.setattr(cli.logs, "set_up", lambda level: None)
     for name in ("DB_URL", "DB_HOSTNAME", "DB_PASSWORD", "REDIS_HOSTNAME", "DOCKER_HOST", "UPLOAD_LOCATION"):
         monkeypatch.delenv(name, raising=False)
 

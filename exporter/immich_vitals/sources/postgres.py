@@ -224,7 +224,7 @@ class _Refusal:
     mend: str
 
 
-_GRANTS = "run the SQL that `immich-vitals grants` prints, as a superuser or as the owner of Immich's tables"
+_GRANTS = "run the SQL that `immich-vitals grants` prints, as a superuser"
 _REFUSALS = (
     _Refusal(Full, "53300", "too many clients|remaining connection slots|too many connections|no more connections",
              "Postgres at {where} has no connection left for us",
@@ -240,10 +240,6 @@ _REFUSALS = (
              "Postgres at {where} rejects the password of role {user!r}",
              "look at DB_PASSWORD (or IMMICH_VITALS_DB_PASSWORD); a changed .env does not change the password of an "
              "existing database: ALTER ROLE does"),
-    _Refusal(Unavailable, "", 'no encryption|no pg_hba.conf entry|SSL off',
-             "Postgres at {where} has no rule in pg_hba.conf that lets role {user!r} into {database!r} from here",
-             "add a line for this address to pg_hba.conf and reload; if the message says no encryption, set "
-             "DB_SSL_MODE to require"),
     _Refusal(Unavailable, "", "peer authentication failed|ident authentication failed|authentication failed for user",
              "Postgres at {where} does not let role {user!r} in",
              "look at DB_USERNAME and at the method pg_hba.conf names for it"),
@@ -255,6 +251,10 @@ _REFUSALS = (
              "look at DB_USERNAME (or IMMICH_VITALS_DB_USERNAME); `immich-vitals grants` prints the SQL for one"),
     _Refusal(Unavailable, "", "permission denied for database",
              "role {user!r} may not connect to database {database!r} at {where}", _GRANTS),
+    # After the others: with sslmode `prefer` the second attempt, without TLS, may add this to a first one's reason.
+    _Refusal(Unavailable, "", "no pg_hba.conf entry|pg_hba.conf rejects",
+             "Postgres at {where} has no rule in pg_hba.conf that lets role {user!r} into {database!r} from here",
+             "add a line for this address to pg_hba.conf and reload, or, if its lines ask for TLS, set DB_SSL_MODE"),
     _Refusal(Unavailable, "", "server does not support SSL|SSL was required|certificate|SSL error|SSL connection",
              "TLS to Postgres at {where} does not come about: certificate or mode do not fit",
              "look at DB_SSL_MODE, and at sslrootcert in DB_URL; `disable` is for a server without TLS"),

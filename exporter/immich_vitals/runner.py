@@ -247,16 +247,18 @@ class Runner:
         now = self._clock.monotonic()
         wait = 60.0
         for watched in self._watched:
-            if not watched.on_timer:
+            interval = self._interval(watched)
+            if interval is None:
                 continue
             run = watched.current
             if run is not None and not run.future.done():
                 if now >= run.late_at:
                     self._late(run)
-                wait = min(wait, run.late_at - now if now < run.late_at else RETRY_SECONDS)
+                # A run that ends early is due again before it could have been late.
+                wait = min(wait, run.late_at - now if now < run.late_at else RETRY_SECONDS, interval, RETRY_SECONDS)
             elif now >= watched.due:
                 launched = self._launch(watched, None)
-                wait = min(wait, launched.late_at - now)
+                wait = min(wait, launched.late_at - now, interval, RETRY_SECONDS)
             else:
                 wait = min(wait, watched.due - now)
         return max(0.05, wait)

@@ -174,6 +174,12 @@ def test_a_timer_serves_its_last_result() -> None:
     assert values(runner.scrape(5))["fake_value"] == 2
 
 
+def test_a_short_interval_is_kept_however_long_a_run_may_take() -> None:
+    """The next look at a timer comes no later than its next run can be due."""
+    collector = FakeCollector(lambda ctx: [VALUE.sample(1)], trigger=Every(2), timeout=120.0)
+    assert Runner([collector], clock=FakeClock()).run_due() <= 2
+
+
 def test_a_timer_that_fails_serves_nothing_and_tries_again_soon() -> None:
     """After a failed run its old values are gone, and it runs again long before its interval is over."""
     clock = FakeClock()

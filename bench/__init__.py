@@ -1,0 +1,1 @@
+"""What a scrape costs, beside the exporters it replaces: `python -m bench`."""

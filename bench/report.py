@@ -1,0 +1,222 @@
+"""The report: docs/benchmarks.md."""
+
+import base64 as encoding
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.counters import Counted
+from bench.measure import Memory
+
+SCRAPE_INTERVAL = 15.0
+REFRESH_INTERVAL = 300.0
+OURS = "immich-vitals"
+MEGABYTE = 1e6
+
+_HOW = (
+    "{scrapes} scrapes of each process in turn, with gzip and in a connection of their own; then {idle:.0f} s without "
+    "scrapes, for what runs on timers. CPU is user and system time of the whole process. CPU per interval is what a "
+    "scrape interval of {interval:.0f} s costs: the scrape, the timers and, for immich-vitals, its share of a refresh "
+    "of the library every 5 minutes."
+)
+_REFRESH = (
+    "Every 5 minutes, and more seldom where it takes longer than 6 s. One pass over the tables: the blocks it touches "
+    "beside the blocks that the tables have."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one process costs: seconds of processor time per scrape and per second at rest, seconds of waiting."""
+
+    name: str
+    scrape: float
+    at_rest: float
+    memory: Memory
+    median: float
+    p95: float
+    longest: float
+    series: int
+    bytes_sent: int
+
+    @property
+    def per_interval(self) -> float:
+        """Seconds of processor time from one scrape to the next, with all that runs between."""
+        return self.scrape + SCRAPE_INTERVAL * self.at_rest
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """One refresh of the library. `blocks` were touched by its pass over the tables, which have `pages` blocks."""
+
+    statements: float
+    seconds: float
+    cpu: float
+    blocks: int
+    pages: dict[str, int]
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How long one collector's last run took."""
+
+    name: str
+    seconds: float | None
+
+
+@dataclass(slots=True)
+class Result:
+    """Everything that was measured; by size of the library where it could matter."""
+
+    machine: str
+    versions: dict[str, str]
+    missing: list[str]
+    no_docker: str | None = None
+    counted: dict[int, Counted] = field(default_factory=dict)
+    refreshes: dict[int, Refresh] = field(default_factory=dict)
+    costs: list[Cost] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+
+def markdown(result: Result, assets: int, scrapes: int, idle: float) -> str:
+    """The whole report."""
+    refresh = result.refreshes[assets]
+    ours = next(cost for cost in result.costs if cost.name == OURS)
+    others = [cost for cost in result.costs if cost.name != OURS]
+    share = refresh.cpu * SCRAPE_INTERVAL / REFRESH_INTERVAL
+    rows = [_cost_row(ours, share), *(_cost_row(cost, 0.0) for cost in others)]
+    rows.append(_sum_row(others))
+    rows.extend((name, *["not installed"] + ["-"] * 8) for name in result.missing)
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `make bench` on {datetime.now(UTC):%Y-%m-%d}; run it to have your own numbers.",
+        "",
+        f"Machine: {result.machine}.",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",
+        "",
+        f"The world: a library of {assets:,} assets in Postgres, 18 BullMQ queues with a worker each in Redis, "
+        + ("five containers on a Docker engine of its own" if result.no_docker is None else "no Docker")
+        + ", a media folder; everything on this one machine. Nothing is switched off in the exporter.",
+        "",
+        "## One scrape, beside the exporters it replaces",
+        "",
+        _HOW.format(scrapes=scrapes, idle=idle, interval=SCRAPE_INTERVAL),
+        "",
+        *_table(
+            ("process", "CPU per scrape", "CPU per interval", "p50", "p95", "max", "RSS", "PSS", "series", "bytes"),
+            rows,
+        ),
+        "",
+        *_left_out(result),
+        "",
+        "## What is asked of the servers",
+        "",
+        "Per scrape, as the servers count it. It does not depend on the size of the library.",
+        "",
+        *_table(
+            ("assets", "Postgres round trips", "statements", "Redis commands", "Docker requests", "series", "bytes"),
+            [_count_row(size, counted) for size, counted in result.counted.items()],
+        ),
+        "",
+        "## One refresh of the library",
+        "",
+        _REFRESH,
+        "",
+        *_table(
+            ("assets", "took", "CPU of the exporter", "statements", "blocks touched", "blocks of the tables"),
+            [_refresh_row(size, found) for size, found in result.refreshes.items()],
+        ),
+        "",
+        f"The plan, with {assets:,} assets:",
+        "",
+        "```",
+        refresh.plan,
+        "```",
+        "",
+        "## Collectors",
+        "",
+        *_table(("collector", "last run took"), [(part.name, _ms(part.seconds)) for part in result.parts]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What this runs on, in a few words."""
+    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in cpus if line.startswith("model name")), platform.machine())
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    system = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    return (
+        f"{os.cpu_count()} x {model}, {total / 2**30:.0f} GiB of memory, {system}, "
+        f"Linux {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def base64(text: str) -> str:
+    return encoding.b64encode(text.encode()).decode()
+
+
+def _left_out(result: Result) -> Iterable[str]:
+    yield "cAdvisor, which immich-vitals replaces as well, is left out: Debian does not package it."
+    if result.no_docker is not None:
+        yield f"Containers are left out: {result.no_docker}."
+    if result.missing:
+        yield f"Not installed here: `apt install {' '.join(result.missing)}`."
+
+
+def _cost_row(cost: Cost, more: float) -> tuple[str, ...]:
+    return (
+        cost.name, _ms(cost.scrape), _ms(cost.per_interval + more), _ms(cost.median), _ms(cost.p95), _ms(cost.longest),
+        _mb(cost.memory.resident), _mb(cost.memory.proportional), str(cost.series), str(cost.bytes_sent),
+    )  # fmt: skip
+
+
+def _sum_row(costs: Sequence[Cost]) -> tuple[str, ...]:
+    return (
+        f"the {len(costs)} together",
+        _ms(sum(cost.scrape for cost in costs)),
+        _ms(sum(cost.per_interval for cost in costs)),
+        "", "", "",
+        _mb(sum(cost.memory.resident for cost in costs)),
+        _mb(sum(cost.memory.proportional for cost in costs)),
+        str(sum(cost.series for cost in costs)),
+        str(sum(cost.bytes_sent for cost in costs)),
+    )  # fmt: skip
+
+
+def _count_row(size: int, counted: Counted) -> tuple[str, ...]:
+    requests = "-" if counted.requests is None else f"{counted.requests:g}"
+    return (
+        f"{size:,}", f"{counted.messages:g}", f"{counted.statements:g}", f"{counted.commands:g}", requests,
+        str(counted.series), str(counted.bytes_sent),
+    )  # fmt: skip
+
+
+def _refresh_row(size: int, found: Refresh) -> tuple[str, ...]:
+    pages = ", ".join(f"{name} {count:,}" for name, count in sorted(found.pages.items()))
+    return (
+        f"{size:,}", _ms(found.seconds), _ms(found.cpu), f"{found.statements:.1f}", f"{found.blocks:,}",
+        f"{sum(found.pages.values()):,} ({pages})",
+    )  # fmt: skip
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _mb(count: float) -> str:
+    return f"{count / MEGABYTE:.1f} MB"

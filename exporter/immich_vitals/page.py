@@ -88,7 +88,8 @@ def _timing(status: Status) -> str:
     parts = []
     if status.interval is not None:
         parts.append(f"Refreshed every {_span(status.interval)}.")
-    if status.last_success is not None:
+    fresh = status.interval is None and status.outcome is not None and status.outcome.ok
+    if status.last_success is not None and not fresh:
         parts.append(f"Last success {_span(max(0.0, time.time() - status.last_success))} ago.")
     return " ".join(["", *parts])
 

@@ -76,12 +76,12 @@ def _disk(readings: Readings) -> str | None:
     parts = [f"{role} does not respond" for role in silent]
     sizes = {(labels["role"], labels["path"]): value for labels, value in readings.of("filesystem_size_bytes")}
     headroom = [
-        (value / sizes[key], labels["role"], value)
+        (value / sizes[key], labels["role"] != "media", labels["role"], value)
         for labels, value in readings.of("filesystem_avail_bytes")
         if sizes.get(key := (labels["role"], labels["path"]))
     ]
     if headroom:
-        ratio, role, avail = min(headroom)
+        ratio, _, role, avail = min(headroom)  # of equals, media: the folders in it lie on its disk
         parts.append(f"{size(avail)} free for {role} ({ratio:.0%})")
     return ", ".join(parts) or None
 

@@ -2,14 +2,20 @@
 
 from immich_vitals.collector import Collector
 from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
+from immich_vitals.collectors.filesystem import FilesystemCollector
+from immich_vitals.collectors.host import HostCollector
 from immich_vitals.collectors.library import LibraryCollector
 from immich_vitals.collectors.postgres import PostgresCollector
+from immich_vitals.collectors.queue import QueueCollector
 from immich_vitals.collectors.redis import RedisCollector
 
 COLLECTORS: tuple[type[Collector], ...] = (
     ContainerCollector,
     ContainerUsageCollector,
+    HostCollector,
+    FilesystemCollector,
     PostgresCollector,
     LibraryCollector,
+    QueueCollector,
     RedisCollector,
 )

@@ -9,7 +9,8 @@ INSERT INTO asset (id, "deviceAssetId", "ownerId", "deviceId", type, "originalPa
   "deletedAt", status, visibility)
 SELECT md5('asset' || n)::uuid, 'IMG_' || n, md5('user' || n %% 3)::uuid, 'bench',
   CASE WHEN n %% 10 = 0 THEN 'VIDEO' ELSE 'IMAGE' END,
-  '/data/upload/' || md5('user' || n %% 3)::uuid || '/ab/cd/' || md5('file' || n)::uuid || '.jpg', 'IMG_' || n || '.jpg',
+  '/data/upload/' || md5('user' || n %% 3)::uuid || '/ab/cd/' || md5('file' || n)::uuid || '.jpg',
+  'IMG_' || n || '.jpg',
   moment, moment, moment, moment, decode(md5('content' || n) || '00000000', 'hex'), 'sha1',
   CASE WHEN n %% 100 = 7 THEN NULL ELSE decode(md5('hash' || n), 'hex') END,
   CASE WHEN n %% 100 = 1 THEN now() END,

@@ -66,10 +66,10 @@ def thumbnails_pending(world: World) -> Iterator[None]:
     """Rows, thumbhashes and files of sixty thumbnails are lost, and so are the jobs that would make them anew."""
     with world.connect() as connection:
         lost = connection.execute(
-            "WITH some AS (SELECT a.id FROM asset a JOIN asset_file f ON f.\"assetId\" = a.id AND f.type = 'preview'"
+            "WITH chosen AS (SELECT a.id FROM asset a JOIN asset_file f ON f.\"assetId\" = a.id AND f.type = 'preview'"
             ' WHERE a."deletedAt" IS NULL AND a."libraryId" IS NULL LIMIT 60),'
-            " blank AS (UPDATE asset SET thumbhash = NULL WHERE id IN (SELECT id FROM some))"
-            " DELETE FROM asset_file WHERE \"assetId\" IN (SELECT id FROM some) AND type IN ('preview', 'thumbnail')"
+            " blank AS (UPDATE asset SET thumbhash = NULL WHERE id IN (SELECT id FROM chosen))"
+            " DELETE FROM asset_file WHERE \"assetId\" IN (SELECT id FROM chosen) AND type IN ('preview', 'thumbnail')"
             " RETURNING path"
         ).fetchall()
     kept = {Path(str(path)): Path(str(path)).read_bytes() for (path,) in lost}
@@ -399,7 +399,7 @@ FAULTS: dict[str, Fault] = {
     "media-missing": Fault(
         "The media folder is gone, as when its disk is not mounted.",
         media_missing,
-        Sign("filesystem_responding", at_most=0, labels={"role": "media"}),
+        Sign("filesystem_found", at_most=0, labels={"role": "media"}),
     ),
 }
 

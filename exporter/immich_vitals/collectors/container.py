@@ -58,7 +58,7 @@ START_FAILED = Metric(
 )
 POLICY = Metric(
     "container_restart_policy_info",
-    "Restart policy; a container that has ended although it is always or unless-stopped was stopped on purpose.",
+    "Restart policy; one that ended although it says always or unless-stopped was stopped, or failed to start.",
     (*_EACH, "policy"),
 )
 MEMORY_LIMIT = Metric("container_memory_limit_bytes", "Memory limit of the container; no sample without one.", _EACH)

@@ -422,6 +422,7 @@ def _texts(raw: object) -> dict[str, str]:
 
 
 def _is_socket(path: Path) -> bool:
+    """As `Path.is_socket`, which raises where we may not look."""
     try:
         return stat.S_ISSOCK(path.stat().st_mode)
     except OSError:

@@ -7,7 +7,7 @@ is ever sent. The module is imported when the first request is made, since the S
 
 import json
 import re
-import stat
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -20,6 +20,8 @@ import docker
 import requests
 import urllib3
 from docker.tls import TLSConfig
+from docker.transport.basehttpadapter import BaseHTTPAdapter
+from urllib3.connection import HTTPConnection
 
 from immich_vitals.collector import Absent, CollectorFailure, Deadline, TimedOut, Unavailable
 
@@ -28,8 +30,56 @@ API_VERSION = "1.44"
 # Far more than a list of thousands of containers; only something that is no Docker API says more.
 LONGEST_ANSWER = 64 * 1024 * 1024
 LONGEST_LINE = 1024 * 1024
+POOL_SIZE = 10  # connections kept open; more are opened when more threads ask
 
 Params = Mapping[str, str]
+
+
+class _UnixConnection(HTTPConnection):
+    """A connection to a unix socket; the SDK's own leaves a socket open that it could not connect."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self.timeout)
+            sock.connect(str(self._path))
+        except OSError:
+            sock.close()
+            raise
+        self.sock = sock
+
+
+class _UnixPool(urllib3.HTTPConnectionPool):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", maxsize=POOL_SIZE)
+        self._path = path
+
+    def _new_conn(self) -> HTTPConnection:
+        return _UnixConnection(self._path)
+
+
+class _UnixAdapter(BaseHTTPAdapter):
+    """Takes the place of the SDK's own for unix sockets, with connections that clean up after themselves."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._pool = _UnixPool(path)
+
+    def get_connection(self, url: str | bytes, proxies: Mapping[str, str] | None = None) -> _UnixPool:
+        return self._pool
+
+    def request_url(self, request: requests.PreparedRequest, proxies: Mapping[str, str] | None) -> str:
+        return request.path_url
+
+    def close(self) -> None:
+        """Drop the connections; those in use end with their answer, and the next request makes a new one."""
+        self._pool, dropped = _UnixPool(self._path), self._pool
+        dropped.close()
 
 
 class Connection:
@@ -51,6 +101,8 @@ class Connection:
                 f"the Docker client cannot use the address in DOCKER_HOST ({type(error).__name__})",
                 mend="write DOCKER_HOST as unix:///path or tcp://host:port; with TLS, look into DOCKER_CERT_PATH",
             ) from error
+        if self._socket is not None:
+            self._client.mount("http+docker://", _UnixAdapter(self._socket))
         self._client.headers["Accept-Encoding"] = "identity"
         # Else a proxy for the Internet, or a .netrc, would get between us and a Docker on this network.
         self._client.trust_env = False
@@ -124,20 +176,7 @@ class Connection:
 
     def _explanation(self, error: Exception, path: str) -> CollectorFailure:
         causes = list(_causes(error))
-        if any(isinstance(cause, FileNotFoundError) for cause in causes):
-            return Absent(
-                f"the Docker socket {self._socket} is not there",
-                mend="start Docker, mount the socket into this container, or set DOCKER_HOST to where it answers",
-            )
-        if any(isinstance(cause, PermissionError) for cause in causes):
-            return Unavailable(
-                f"no right to connect to the Docker socket {self._socket}",
-                mend="run with the socket's group (group_add in compose, group docker on the host), "
-                "or set DOCKER_HOST to a filtering proxy of the socket",
-            )
-        if any(
-            isinstance(cause, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError) for cause in causes
-        ):
+        if any(_is_timeout(cause) for cause in causes):
             return TimedOut(
                 f"Docker did not answer GET {path} in time",
                 mend="look whether `docker ps` hangs, too; if it does, restart the Docker daemon",
@@ -147,13 +186,8 @@ class Connection:
                 f"no TLS with Docker at {self._address}",
                 mend="look whether DOCKER_TLS_VERIFY and the certificates in DOCKER_CERT_PATH fit the daemon's",
             )
-        if self._socket is not None and _is_not_a_socket(self._socket):
-            return Absent(
-                f"{self._socket} is not a socket",
-                mend="if it is an empty folder, Docker made it because the socket was not there to be mounted: "
-                "remove it, start Docker or correct the mount",
-            )
-        return Unavailable(
+        about_socket = _about_socket(self._socket, causes) if self._socket is not None else None
+        return about_socket or Unavailable(
             f"Docker at {self._address} refused or broke the connection ({_name(causes)})",
             mend="look whether the Docker daemon, or the proxy that DOCKER_HOST names, is running",
         )
@@ -285,6 +319,28 @@ def _broken(how: str) -> Unavailable:
     )
 
 
+def _about_socket(path: Path, causes: list[BaseException]) -> CollectorFailure | None:
+    """The failure, when it is the socket's file and not who listens there."""
+    if any(isinstance(cause, FileNotFoundError) for cause in causes):
+        return Absent(
+            f"the Docker socket {path} is not there",
+            mend="start Docker, mount the socket into this container, or set DOCKER_HOST to where it answers",
+        )
+    if any(isinstance(cause, PermissionError) for cause in causes):
+        return Unavailable(
+            f"no right to connect to the Docker socket {path}",
+            mend="run with the socket's group (group_add in compose, group docker on the host), "
+            "or set DOCKER_HOST to a filtering proxy of the socket",
+        )
+    if path.exists() and not path.is_socket():
+        return Absent(
+            f"{path} is not a socket",
+            mend="if it is an empty folder, Docker made it because the socket was not there to be mounted: "
+            "remove it, start Docker or correct the mount",
+        )
+    return None
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The exception and those it wraps: requests wraps urllib3 wraps the operating system."""
     seen: list[BaseException] = [error]
@@ -294,15 +350,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.extend(each for each in wrapped if isinstance(each, BaseException) and each not in seen)
 
 
+def _is_timeout(cause: BaseException) -> bool:
+    if isinstance(cause, urllib3.exceptions.NewConnectionError):
+        return False  # urllib3 counts a refused connection among the time-outs
+    return isinstance(cause, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError)
+
+
 def _name(causes: list[BaseException]) -> str:
     """The operating system's word for it, if it said one."""
     return next(
         (cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), "no reason given"
     )
-
-
-def _is_not_a_socket(path: Path) -> bool:
-    try:
-        return not stat.S_ISSOCK(path.stat().st_mode)
-    except OSError:
-        return False

@@ -148,7 +148,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def check_table(statuses: Sequence[Status]) -> list[str]:
     """One line a collector: name, state, and what it says with the mend."""
-    words = {"ok": "ok", "failing": "FAILED", "off": "off", "waiting": "FAILED"}
+    words = {"ok": "ok", "partly": "PARTLY", "failing": "FAILED", "off": "off", "waiting": "FAILED"}
     rows = []
     for status in statuses:
         state, says = describe(status)

@@ -97,11 +97,24 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that a person should mend although the collector could answer: one of several items is bad."""
+
+    message: str
+    mend: str
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What one run of a collector receives: how long it has, and what time it is."""
 
     deadline: Deadline
     clock: Clock
+    remarks: list[Remark] = field(default_factory=list)
+
+    def remark(self, message: str, mend: str) -> None:
+        """Tell the person at the keyboard of an item that is bad, where the others are as usual."""
+        self.remarks.append(Remark(message, mend))
 
 
 @dataclass(frozen=True, slots=True)

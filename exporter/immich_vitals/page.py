@@ -20,7 +20,7 @@ p { margin: .3rem 0; } small, .quiet { color: var(--off); }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; vertical-align: top; padding: .45rem .8rem .45rem 0; border-top: 1px solid var(--line); }
 th { font-weight: 600; white-space: nowrap; }
-.ok { color: var(--good); } .failing { color: var(--bad); } .off, .waiting { color: var(--off); }
+.ok { color: var(--good); } .failing, .partly { color: var(--bad); } .off, .waiting { color: var(--off); }
 .state { font-weight: 600; white-space: nowrap; }
 nav a { margin-right: 1rem; }
 @media (max-width: 34rem) { td, th { display: block; border: 0; padding: .1rem 0; } tr { display: block;
@@ -53,9 +53,12 @@ def render(statuses: Sequence[Status], samples: Iterable[Sample], telemetry_path
 
 def _summary(statuses: Sequence[Status]) -> str:
     enabled = [status for status in statuses if status.enabled]
-    failing = [status.name for status in enabled if status.outcome is not None and not status.outcome.ok]
+    failing = [status.name for status in enabled if describe(status)[0] == "failing"]
     if failing:
         return f'<span class="failing">No answer from: {escape(", ".join(failing))}.</span> What to do is below.'
+    partly = [status.name for status in enabled if describe(status)[0] == "partly"]
+    if partly:
+        return f'<span class="partly">Something to mend at: {escape(", ".join(partly))}.</span> See below.'
     off = [status.name for status in statuses if not status.enabled]
     return "Every collector answers." if not off else f"{len(enabled)} collectors answer, {len(off)} are off."
 
@@ -69,15 +72,20 @@ def _row(status: Status) -> str:
 
 
 def describe(status: Status) -> tuple[str, str]:
-    """A collector's state (`ok`, `failing`, `off` or `waiting`) and a sentence on it, with the mend."""
+    """A collector's state (`ok`, `partly`, `failing`, `off` or `waiting`) and what there is to say, with the mend."""
     if not status.enabled:
         return "off", _sentence(status.disabled_because)
     if status.outcome is None:
         return "waiting", "Its first run is still under way."
+    if status.outcome.ok and status.outcome.remarks:
+        return "partly", " ".join(_with_mend(remark.message, remark.mend) for remark in status.outcome.remarks)
     if status.outcome.ok:
         return "ok", f"Answered in {status.outcome.duration * 1000:.0f} ms."
-    mend = " " + _sentence(f"To mend it: {status.outcome.mend}") if status.outcome.mend else ""
-    return "failing", _sentence(status.outcome.message) + mend
+    return "failing", _with_mend(status.outcome.message, status.outcome.mend)
+
+
+def _with_mend(message: str, mend: str) -> str:
+    return _sentence(message) + (" " + _sentence(f"To mend it: {mend}") if mend else "")
 
 
 def _sentence(text: str) -> str:

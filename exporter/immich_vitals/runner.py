@@ -22,6 +22,7 @@ from immich_vitals.collector import (
     Context,
     Deadline,
     Every,
+    Remark,
     SystemClock,
 )
 from immich_vitals.flight import Flight, start_thread
@@ -68,6 +69,7 @@ class Outcome:
     mend: str
     duration: float
     finished: float  # wall-clock, seconds since the epoch
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -321,7 +323,8 @@ class Runner:
             mend = "this is a bug in immich-vitals: please report it with the traceback from the log"
             if watched.broken_since is None:
                 log.exception("collector broke on a bug", extra={"collector": collector.name})
-        outcome = Outcome(reason, samples, message, mend, self._clock.monotonic() - began, self._clock.time())
+        duration = self._clock.monotonic() - began
+        outcome = Outcome(reason, samples, message, mend, duration, self._clock.time(), tuple(context.remarks))
         self._record(watched, outcome, at_end=True)
         return outcome
 

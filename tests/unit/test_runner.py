@@ -8,6 +8,7 @@ from support.fakes import OTHER, VALUE, FakeCollector, Gate
 
 from immich_vitals.collector import Absent, Collector, Context, Every, TimedOut, Unavailable
 from immich_vitals.metrics import Metric, Sample
+from immich_vitals.page import describe
 from immich_vitals.runner import Runner
 
 
@@ -61,6 +62,20 @@ def test_what_is_known_in_spite_of_a_failure_is_shown() -> None:
     found = values(Runner([FakeCollector(answer)]).scrape(5))
     assert found["fake_value"] == 0
     assert found["collector_success,collector=fake"] == 0
+
+
+def test_a_remark_goes_with_the_values() -> None:
+    """A collector that can answer and has something to mend is a success; people are told."""
+
+    def answer(ctx: Context) -> Iterable[Sample]:
+        ctx.remark("there is no /mnt/photos", "mount it")
+        return [VALUE.sample(1)]
+
+    runner = Runner([FakeCollector(answer)])
+    found = values(runner.scrape(5))
+    assert found["fake_value"] == 1
+    assert found["collector_success,collector=fake"] == 1
+    assert describe(runner.statuses()[0]) == ("partly", "There is no /mnt/photos. To mend it: mount it.")
 
 
 def test_yesterdays_values_are_not_served() -> None:

@@ -41,7 +41,13 @@ def schema(version: str) -> dict[str, Columns]:
 
 @contextmanager
 def immich_database(
-    server: Postgres, version: str, *, rows: bool = False, schema_name: str = "public", setup: str = ""
+    server: Postgres,
+    version: str,
+    *,
+    rows: bool = False,
+    schema_name: str = "public",
+    setup: str = "",
+    analyze: bool = True,
 ) -> Iterator[str]:
     """The name of a new database with that version's tables in `schema_name`; it is dropped at the end.
 
@@ -57,7 +63,8 @@ def immich_database(
                 load_rows(connection, version)
             if setup:
                 connection.execute(setup.encode())
-            connection.execute("ANALYZE")
+            if analyze:
+                connection.execute("ANALYZE")
         yield name
     finally:
         with server.connect() as admin:

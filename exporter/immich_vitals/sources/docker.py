@@ -329,8 +329,9 @@ class Events:
         """
         try:
             while not stop():
+                asked = self._time()
                 with self._docker.events(self._since(), Deadline.after(connect_seconds), self._quiet) as stream:
-                    self._first = self._first or int(stream.began or self._time()) * 1_000_000_000
+                    self._first = self._first or int(_on_its_clock(asked, stream.began) * 1e9)
                     self.connected = True
                     yield from self._fresh(stream, stop)
         finally:
@@ -357,6 +358,11 @@ class Events:
             del self._seen[next(iter(self._seen))]
         self._newest = max(self._newest, event.nanoseconds)
         return True
+
+
+def _on_its_clock(asked: float, told: float | None) -> float:
+    """The moment `asked` by the clock of a daemon that answered at `told`, of which only whole seconds are known."""
+    return asked if told is None or -1 < asked - told < 2 else told
 
 
 def _listed(raw: object) -> Listed:

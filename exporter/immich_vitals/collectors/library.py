@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from immich_vitals.collector import Collector, Context, Every, Unavailable
+from immich_vitals.collector import Collector, Context, Every
 from immich_vitals.config import Config, PostgresConfig
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.sources.library import Group, LibraryFacts, Mark, read_library
@@ -113,14 +113,12 @@ class LibraryCollector(Collector):
             facts = read_library(self._database, self._name, ctx.deadline)
         finally:
             self._database.close()  # the next run is minutes away
-        samples = tuple(library_samples(facts))
         if facts.missing:
-            raise Unavailable(
+            ctx.remark(
                 f"Immich's tables are not as we know them; not found: {', '.join(facts.missing)}",
                 mend="if a migration is under way, wait for it; else update immich-vitals to fit this Immich",
-                known=samples,
             )
-        return samples
+        return library_samples(facts)
 
     def close(self) -> None:
         self._database.close()

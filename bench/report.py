@@ -112,11 +112,12 @@ def markdown(result: Result, assets: int, scrapes: int, idle: float) -> str:
             rows,
         ),
         "",
+        *_compared(ours, share, others),
         *_left_out(result),
         "",
         "## What is asked of the servers",
         "",
-        "Per scrape, as the servers count it. It does not depend on the size of the library.",
+        "Per scrape, as the servers count it: " + _same(result.counted.values()),
         "",
         *_table(
             ("assets", "Postgres round trips", "statements", "Redis commands", "Docker requests", "series", "bytes"),
@@ -160,6 +161,24 @@ def machine() -> str:
 
 def base64(text: str) -> str:
     return encoding.b64encode(text.encode()).decode()
+
+
+def _same(counted: Iterable[Counted]) -> str:
+    asked = {(found.messages, found.statements, round(found.commands), found.requests) for found in counted}
+    return "the same for both libraries." if len(asked) == 1 else "NOT the same for both libraries, which is a fault."
+
+
+def _compared(ours: Cost, share: float, others: Sequence[Cost]) -> Iterable[str]:
+    if not others:
+        return
+    scrape = ours.scrape / sum(cost.scrape for cost in others)
+    interval = (ours.per_interval + share) / sum(cost.per_interval for cost in others)
+    resident = ours.memory.resident / sum(cost.memory.resident for cost in others)
+    yield (
+        f"immich-vitals takes {scrape:.0%} of the CPU time per scrape, {interval:.0%} of it per interval and "
+        f"{resident:.0%} of the resident memory of the other {len(others)} together."
+    )
+    yield ""
 
 
 def _left_out(result: Result) -> Iterable[str]:

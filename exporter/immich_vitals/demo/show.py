@@ -176,8 +176,10 @@ def _greet(world: World, exporter: _Exporter, once: bool) -> None:
 
 
 def _print_vital_signs(samples: list[Sample]) -> None:
+    without_docker = Readings(samples).one("collector_enabled", collector="container") == 0
     for sign in vital_signs(samples):
-        print(f"  {sign.name:<11}  {sign.text}")
+        text = "not known: no Docker here" if sign.name == "Containers" and without_docker else sign.text
+        print(f"  {sign.name:<11}  {text}")
     print(flush=True)
 
 

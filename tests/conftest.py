@@ -1,6 +1,7 @@
 """Fixtures that start the real parts: Postgres 16 and 18, Redis."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ from immich_vitals.demo.servers import Postgres, Redis
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite expected.prom of the golden cases")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, object, object]:
+    """Where every part is there, as in CI, a skipped test is a failed one."""
+    report = yield
+    if isinstance(report, pytest.TestReport) and report.skipped and os.environ.get("IMMICH_VITALS_FORBID_SKIPS"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and IMMICH_VITALS_FORBID_SKIPS is set: {report.longrepr}"
+    return report
 
 
 @pytest.fixture

@@ -85,6 +85,12 @@ class Engine:
             raise EngineError(f"docker {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()
 
+    def shell(self, script: str) -> None:
+        """Run a shell script that calls docker many times. Raises `EngineError`."""
+        done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, timeout=300)
+        if done.returncode != 0:
+            raise EngineError(f"{script}: {done.stderr.strip()}")
+
     def create(self, name: str, *options: str, command: str = "exec sleep 1000", image: str = IMAGE) -> str:
         """Create a container that runs a shell command; returns its id."""
         return self.run(

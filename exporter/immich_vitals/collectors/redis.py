@@ -88,11 +88,11 @@ def redis_samples(facts: ServerFacts) -> Iterator[Sample]:
     yield UP.sample(1)
     yield INFO.sample(1, version=facts.version, server=facts.product, role=facts.role)
     yield from STARTED.known(facts.started)
-    yield LOADING.sample(facts.loading)
-    yield WRITABLE.sample(takes_writes(facts))
-    yield SAVE_OK.sample(facts.last_save_ok)
+    yield from LOADING.known(facts.loading)
+    yield from WRITABLE.known(takes_writes(facts))
+    yield from SAVE_OK.known(facts.last_save_ok)
     yield from SAVED.known(facts.last_save)
-    yield LOG_OK.sample(facts.log_write_ok)
+    yield from LOG_OK.known(facts.log_write_ok)
     yield from MEMORY_USED.known(facts.memory_used)
     yield from MEMORY_MAX.known(facts.memory_max or None)
     if facts.eviction_policy:
@@ -103,12 +103,15 @@ def redis_samples(facts: ServerFacts) -> Iterator[Sample]:
     yield from REJECTED.known(facts.rejected)
 
 
-def takes_writes(facts: ServerFacts) -> bool:
+def takes_writes(facts: ServerFacts) -> bool | None:
     """Whether a write would be taken, by the conditions under which Redis answers LOADING, READONLY, MISCONF or OOM.
 
-    With a policy other than noeviction Redis makes room when it is full, so being full stops nothing.
+    None when the server does not speak of any. With a policy other than noeviction Redis makes room when it is full,
+    so being full stops nothing.
     """
-    stopped_by_save = facts.saves and facts.stops_when_save_fails and not facts.last_save_ok
+    stopped_by_save = facts.saves and facts.stops_when_save_fails and facts.last_save_ok is False
     counted = (facts.memory_used or 0.0) - facts.memory_uncounted
     full = bool(facts.memory_max) and counted >= (facts.memory_max or 0.0) and facts.eviction_policy == "noeviction"
-    return not (facts.loading or facts.read_only or stopped_by_save or not facts.log_write_ok or full)
+    if facts.loading or facts.read_only or stopped_by_save or facts.log_write_ok is False or full:
+        return False
+    return None if facts.last_save_ok is None and facts.memory_max is None else True

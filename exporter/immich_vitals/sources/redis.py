@@ -228,7 +228,7 @@ def _connected(config: RedisConfig, deadline: Deadline) -> _Link:
 
 
 def _replies(connection: _Link, commands: Commands, deadline: Deadline) -> list[Reply]:
-    """Send the commands and read a reply to each; only a broken connection raises."""
+    """Send the commands and read a reply to each. Raises redis-py's error when the connection breaks."""
     connection.deadline = deadline
     connection.send_packed_command([commands.packed], check_health=False)
     replies: list[Reply] = []
@@ -236,6 +236,8 @@ def _replies(connection: _Link, commands: Commands, deadline: Deadline) -> list[
         try:
             replies.append(connection.read_response())
         except ResponseError as refusal:
+            if str(refusal).startswith("DENIED"):
+                raise  # the one answer to everything that is sent
             replies.append(refusal)
     return replies
 
@@ -402,7 +404,7 @@ class ServerFacts:
     mode: str
     role: str
     started: float | None
-    loading: bool
+    loading: bool | None
     read_only: bool
     memory_used: float | None
     memory_uncounted: float
@@ -413,8 +415,8 @@ class ServerFacts:
     clients_max: float | None
     rejected: float | None
     last_save: float | None
-    last_save_ok: bool
-    log_write_ok: bool
+    last_save_ok: bool | None
+    log_write_ok: bool | None
     saves: bool
     stops_when_save_fails: bool
 
@@ -446,6 +448,9 @@ def server_facts(info: Mapping[str, str], save: str | None, stop_when_save_fails
             return float(info.get(name, ""))
         return None
 
+    def is_one_of(name: str, yes: str, no: str) -> bool | None:
+        return {yes: True, no: False}.get(info.get(name, ""))
+
     now, uptime = value("server_time_usec"), value("uptime_in_seconds")
     valkey = info.get("valkey_version")
     role = {"slave": "replica"}.get(info.get("role", ""), info.get("role", ""))
@@ -456,7 +461,7 @@ def server_facts(info: Mapping[str, str], save: str | None, stop_when_save_fails
         role=role,
         # Both are of the same moment in the server, so the difference does not flicker.
         started=None if now is None or uptime is None else now // 1_000_000 - uptime,
-        loading=info.get("loading") == "1" or info.get("async_loading") == "1",
+        loading=is_one_of("loading", "1", "0"),
         read_only=role == "replica" and info.get("slave_read_only") != "0",
         memory_used=value("used_memory"),
         memory_uncounted=value("mem_not_counted_for_evict") or 0.0,
@@ -467,8 +472,8 @@ def server_facts(info: Mapping[str, str], save: str | None, stop_when_save_fails
         clients_max=value("maxclients"),
         rejected=value("rejected_connections"),
         last_save=value("rdb_last_save_time"),
-        last_save_ok=info.get("rdb_last_bgsave_status") != "err",
-        log_write_ok=info.get("aof_last_write_status") != "err",
+        last_save_ok=is_one_of("rdb_last_bgsave_status", "ok", "err"),
+        log_write_ok=is_one_of("aof_last_write_status", "ok", "err"),
         saves=save != "",
         stops_when_save_fails=stop_when_save_fails != "no",
     )

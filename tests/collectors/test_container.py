@@ -4,12 +4,20 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from immich_vitals.collector import (
     Absent,
@@ -236,6 +244,59 @@ def test_versions(versions: tuple[str, str], used: str, may_ask: bool) -> None:
         before = len(fake.requests)
         collected(collector)
         assert len(fake.requests) - before == 1 + len(IMMICH)
+        collector.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as DOCKER_CERT_PATH has it; its one certificate is the authority, the server's and the client's."""
+    folder = tmp_path_factory.mktemp("certificates")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "docker")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    for file in ("ca.pem", "cert.pem"):
+        (folder / file).write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return folder
+
+
+def demanding(certificates: Path) -> ssl.SSLContext:
+    """A server's side of TLS that takes only clients with a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
+    context.load_verify_locations(certificates / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def test_tls(certificates: Path) -> None:
+    """A `tcp://` host is read over TLS with the client certificate from DOCKER_CERT_PATH."""
+    with FakeDocker(HEALTHY, tls=demanding(certificates)) as fake:
+        chosen = settings(fake.host, DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH=str(certificates))
+        collector = opened(ContainerCollector, chosen)
+        assert values(collected(collector), "container_found")["server",] == 1
+        collector.close()
+
+
+def test_tls_of_somebody_else(certificates: Path, tmp_path: Path) -> None:
+    """A daemon whose certificate is not signed by our authority is unavailable, and the settings are named."""
+    with FakeDocker(HEALTHY, tls=demanding(certificates)) as fake:
+        collector = opened(
+            ContainerCollector, settings(fake.host, DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH=str(tmp_path))
+        )
+        assert "DOCKER_CERT_PATH" in failure_of(collector, Unavailable).mend
         collector.close()
 
 

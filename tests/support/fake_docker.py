@@ -1,8 +1,9 @@
-"""A Docker API on a unix socket that answers from files named after the path."""
+"""A Docker API on a unix socket, or on a loopback port with TLS, that answers from files named after the path."""
 
 import json
 import shutil
 import socketserver
+import ssl
 import tempfile
 import threading
 from collections.abc import Callable
@@ -23,7 +24,9 @@ class FakeDocker:
     `say` adds one to those that stand.
     """
 
-    def __init__(self, folder: Path, *, versions: tuple[str, str] = ("1.12", "1.41")) -> None:
+    def __init__(
+        self, folder: Path, *, versions: tuple[str, str] = ("1.12", "1.41"), tls: ssl.SSLContext | None = None
+    ) -> None:
         self.folder = folder
         self.versions = versions
         self.requests: list[tuple[str, str]] = []
@@ -38,12 +41,14 @@ class FakeDocker:
         self._home = Path(tempfile.mkdtemp(prefix="fd-"))
         self.socket = self._home / "docker.sock"
         self.ended = threading.Event()
-        self._server = _Server(self)
+        self._server: _Server | _TlsServer = _Server(self) if tls is None else _TlsServer(self, tls)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     @property
     def host(self) -> str:
+        if isinstance(self._server, _TlsServer):
+            return f"tcp://127.0.0.1:{self._server.server_address[1]}"
         return f"unix://{self.socket}"
 
     @property
@@ -95,7 +100,7 @@ class FakeDocker:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: "_Server"
+    server: "_Server | _TlsServer"
 
     def setup(self) -> None:
         super().setup()
@@ -161,6 +166,23 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     def __init__(self, fake: FakeDocker) -> None:
         self.fake = fake
         super().__init__(str(fake.socket), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Quiet: a client that went away is what some tests are about."""
+
+
+class _TlsServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, fake: FakeDocker, tls: ssl.SSLContext) -> None:
+        self.fake = fake
+        self._tls = tls
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def get_request(self) -> tuple[ssl.SSLSocket, object]:
+        connection, address = super().get_request()
+        return self._tls.wrap_socket(connection, server_side=True), address
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Quiet: a client that went away is what some tests are about."""

@@ -161,8 +161,9 @@ def _demo(options: argparse.Namespace) -> int:
     from immich_vitals import demo
 
     if options.list_faults:
+        width = max(map(len, demo.FAULTS))
         for name, fault in demo.FAULTS.items():
-            print(f"{name:<22}  {fault.description}")
+            print(f"{name:<{width}}  {fault.description}")
         return OK
     listen = getattr(options, OWN + "LISTEN_ADDRESS", [None])[-1]
     return demo.run(options.fault, listen=listen, once=options.once)

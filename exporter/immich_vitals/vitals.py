@@ -74,6 +74,7 @@ def _containers(readings: Readings) -> str | None:
 def _disk(readings: Readings) -> str | None:
     silent = [labels["role"] for labels, value in readings.of("filesystem_responding") if value == 0]
     parts = [f"{role} does not respond" for role in silent]
+    parts += [f"no {labels['path']}" for labels, value in readings.of("filesystem_found", role="media") if value == 0]
     sizes = {(labels["role"], labels["path"]): value for labels, value in readings.of("filesystem_size_bytes")}
     headroom = [
         (value / sizes[key], labels["role"] != "media", labels["role"], value)

@@ -49,6 +49,11 @@ def main() -> int:
             result.counted[assets], result.refreshes[assets] = count(servers)
         _say(f"scraping {options.scrapes} times, then {options.idle} s without scrapes")
         measure(servers, result, options.scrapes, options.idle)
+        if options.largest > options.assets:
+            _say(f"making it {options.largest:,} assets and waiting for a refresh; this takes some minutes")
+            with servers.postgres.connect(DATABASE) as connection:
+                add_assets(connection, options.assets + 1, options.largest)
+            result.counted[options.largest], result.refreshes[options.largest] = count(servers)
     text = report.markdown(result, options.assets, options.scrapes, options.idle)
     sys.stdout.write(text)
     if not options.dry_run:
@@ -164,7 +169,8 @@ def count(servers: Servers) -> tuple[Counted, Refresh]:
         others = ",".join(collector.name for collector in COLLECTORS if collector.name != "library")
         often = {"IMMICH_VITALS_LIBRARY_INTERVAL": "1s", "IMMICH_VITALS_DISABLE": others}
         with exporter(servers, None, **often) as ours:
-            pause = REFRESHES * 50 * (ours.value(DURATION) or 0.0)  # the collector's interval stretches itself
+            took = ours.value(DURATION) or 0.0
+            pause = (REFRESHES if took < 1 else 1) * 50 * took  # the collector's interval stretches itself
             position, began = log.mark(), cpu_seconds(ours.pid)
             time.sleep(max(REFRESHES, pause))
             asked, spent = log.since(position), cpu_seconds(ours.pid) - began
@@ -252,6 +258,9 @@ def _collectors(text: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--assets", type=int, default=100_000, help="size of the library; a tenth is measured, too")
+    parser.add_argument(
+        "--largest", type=int, default=1_000_000, help="a library whose refresh is measured as well; 0 for none"
+    )
     parser.add_argument("--scrapes", type=int, default=200)
     parser.add_argument("--idle", type=float, default=60.0, help="seconds to measure without scrapes")
     parser.add_argument("--dry-run", action="store_true", help="do not write docs/benchmarks.md")

@@ -38,7 +38,7 @@ def test_metric_names(metric: Metric) -> None:
     assert not re.search(
         r"_(count|sum|bucket|created|ms|kb|mb|gb|percent|minutes|hours)$", metric.name
     ) or metric.name in ("backup_count",)
-    assert metric.help[0].isupper()
+    assert metric.help[0].isupper() or metric.help[0].isdigit()
     assert metric.help.endswith(".")
     assert not set(metric.labels) & {"job", "instance", "service", "le", "quantile"}
 

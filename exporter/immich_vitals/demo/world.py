@@ -43,7 +43,7 @@ class World:
         with ExitStack() as ends:
             self.folder = ends.enter_context(Scratch()).path
             self.postgres = Postgres(
-                self.folder / "postgres", settings={"max_connections": str(MAX_CONNECTIONS), "fsync": "off"}
+                self.folder / "postgres", settings={"max_connections": str(MAX_CONNECTIONS)}
             )
             self.redis = Redis(self.folder / "redis")
             self.library = make_library(self.media, self.external)

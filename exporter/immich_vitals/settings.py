@@ -74,7 +74,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("DOCKER_TLS_VERIFY", "switch", "Use TLS towards a `tcp://` Docker host.", "false", _DOCKER),
     Setting("DOCKER_CERT_PATH", "path", "Folder with `ca.pem`, `cert.pem` and `key.pem` for that.", "", _DOCKER),
     Setting(OWN + "EXPECT", "list", "Components that must have a container here; one that is missing is reported as missing.", "server, machine_learning, database, redis", _DOCKER, choices=COMPONENTS),
-    Setting(OWN + "CONTAINERS", "mapping", "Which container is which component where names and labels do not tell, as `database=my-pg, proxy=swag`; `*` and `?` match.", "", _DOCKER, choices=COMPONENTS),
+    Setting(OWN + "CONTAINERS", "mapping", "Which container is which component where names and labels do not tell, as `database=my-pg, proxy=swag`; `*` and `?` match. A component named here is found by this name alone.", "", _DOCKER, choices=COMPONENTS),
     Setting(OWN + "COMPOSE_PROJECT", "text", "Compose project of Immich, where several Immich share one Docker.", "", _DOCKER),
     Setting("IMMICH_MEDIA_LOCATION", "path", "Immich's media folder.", "", _PATHS),
     Setting("UPLOAD_LOCATION", "path", "Immich's media folder on the host; read when IMMICH_MEDIA_LOCATION is not set or does not exist here.", "", _PATHS),

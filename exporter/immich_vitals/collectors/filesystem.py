@@ -1,6 +1,8 @@
 """The file systems that Immich, Postgres and Docker write to: do they answer, and how much room is left?"""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Self
 
 from immich_vitals.collector import Collector, Context, Remark
@@ -92,7 +94,7 @@ class FilesystemCollector(Collector):
 def filesystem_samples(paths: Iterable[PathFacts]) -> Iterator[Sample]:
     """The samples of all paths."""
     for facts in paths:
-        look, labels = facts.look, {"role": facts.watched.role, "path": str(facts.watched.path)}
+        look, labels = facts.look, {"role": facts.watched.role, "path": _shown(facts.watched.path)}
         yield RESPONDING.sample(look.responding, **labels)
         yield from FOUND.known(look.found, **labels)
         if look.space:
@@ -146,8 +148,13 @@ def remarks_on(paths: Sequence[PathFacts]) -> Iterator[Remark]:
         )
 
 
+def _shown(path: Path) -> str:
+    """A path as a label: one that is not UTF-8 would spoil the whole exposition."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def _listed(paths: Sequence[PathFacts]) -> str:
-    return ", ".join(f"{facts.watched.path} ({facts.watched.role})" for facts in paths)
+    return ", ".join(f"{_shown(facts.watched.path)} ({facts.watched.role})" for facts in paths)
 
 
 def _setting(role: str) -> str:

@@ -143,10 +143,11 @@ def test_sigterm_with_a_stuck_call() -> None:
         with Exporter({"REDIS_HOSTNAME": "127.0.0.1", "REDIS_PORT": str(port)}) as running:
             with socket.create_connection(("127.0.0.1", running.port)) as client:
                 client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-                silent.accept()  # the collector is connected now, and waits for an answer that will not come
-                began = time.monotonic()
-                running.stop()
-                assert time.monotonic() - began < 2
+                connection, _ = silent.accept()
+                with connection:  # the collector is connected now, and waits for an answer that will not come
+                    began = time.monotonic()
+                    running.stop()
+                    assert time.monotonic() - began < 2
             assert running.exit_code == 0
 
 

@@ -6,6 +6,7 @@ failure: the runner does that once for all.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
@@ -142,7 +143,7 @@ class Every:
 Trigger = OnScrape | Every
 
 
-class Collector:
+class Collector(ABC):
     """One thing watched. Subclasses set the class attributes and write `from_config` and `collect`.
 
     `trigger` may be set per instance, where the interval is a setting.
@@ -154,22 +155,22 @@ class Collector:
     trigger: Trigger = OnScrape()
 
     @classmethod
+    @abstractmethod
     def from_config(cls, config: Config) -> Self | None:
         """The collector, or None when nothing is configured for it: then it is disabled, not failing."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def disabled_because(cls, config: Config) -> str:
         """Why `from_config` returned None, with the mend, for people."""
-        raise NotImplementedError
 
+    @abstractmethod
     def collect(self, ctx: Context) -> Iterable[Sample]:
         """The samples as of now.
 
         Raises `Absent`, `Unavailable` or `TimedOut` when there is nothing true to say; anything else that
         leaves this method is a bug, and is shown as one.
         """
-        raise NotImplementedError
 
     def follow(self, stop: Callable[[], bool]) -> None:
         """Follow a stream of events until `stop()` is true or the stream ends.

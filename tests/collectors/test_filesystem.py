@@ -41,7 +41,7 @@ def test_golden(case: Path, context: Context, update_golden: bool) -> None:
     assert [remark.message for remark in context.remarks] == (
         [
             "not found: /srv/nowhere (database)",
-            "this user may not look at /root/cache (model_cache)",
+            "this user may not look at /closed/cache (model_cache)",
             "does not respond: /mnt/nas/immich (media), /mnt/ssh (external)",
         ]
         if case.name == "bad-paths"

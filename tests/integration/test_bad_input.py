@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from support.immich_database import create_tables
 
 from immich_vitals.demo.servers import Postgres, Redis
+from support.immich_database import create_tables
 
 
 @pytest.fixture(scope="module")

@@ -60,5 +60,5 @@ class Exporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.poll() is None or self._process.stdout and not self._process.stdout.closed:
+        if self._process.poll() is None or (self._process.stdout and not self._process.stdout.closed):
             self.stop()

@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterable
+from typing import Self
 
 from immich_vitals.collector import Collector, Context, OnScrape, Trigger
+from immich_vitals.config import Config
 from immich_vitals.metrics import Metric, Sample
 
 VALUE = Metric("fake_value", "A number the test chose.")
@@ -29,6 +31,14 @@ class FakeCollector(Collector):
         self.trigger = trigger or OnScrape()
         self.timeout = timeout  # type: ignore[misc]
         self.runs = 0
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self | None:
+        return None
+
+    @classmethod
+    def disabled_because(cls, config: Config) -> str:
+        return "it is made by tests"
 
     def collect(self, ctx: Context) -> Iterable[Sample]:
         self.runs += 1

@@ -2,13 +2,13 @@ import json
 from collections.abc import Iterable
 
 import pytest
-from support.fakes import VALUE, FakeCollector
 
 from immich_vitals import cli
 from immich_vitals.collector import Collector, Context, Unavailable
 from immich_vitals.config import Config
 from immich_vitals.metrics import Sample
 from immich_vitals.runner import Runner
+from support.fakes import VALUE, FakeCollector
 
 
 @pytest.fixture(autouse=True)

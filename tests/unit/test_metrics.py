@@ -1,8 +1,8 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.golden import exposition
 
 from immich_vitals.metrics import Metric
+from support.golden import exposition
 
 JOBS = Metric("queue_jobs", "Jobs.", ("queue", "state"))
 DONE = Metric("queue_done_total", "Done.", ("queue",))

@@ -1,10 +1,9 @@
-from support.fakes import FakeCollector
-
 from immich_vitals.collector import Unavailable
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.page import render
 from immich_vitals.runner import Runner
 from immich_vitals.vitals import vital_signs
+from support.fakes import FakeCollector
 
 REQUIRED = Metric("library_required", "x", ("stage",))
 PENDING = Metric("library_pending", "x", ("stage",))

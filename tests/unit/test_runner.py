@@ -3,13 +3,13 @@ import threading
 from collections.abc import Iterable
 
 import pytest
-from support.clock import FakeClock
-from support.fakes import OTHER, VALUE, FakeCollector, Gate
 
 from immich_vitals.collector import Absent, Collector, Context, Every, TimedOut, Unavailable
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.page import describe
 from immich_vitals.runner import Runner
+from support.clock import FakeClock
+from support.fakes import OTHER, VALUE, FakeCollector, Gate
 
 
 def values(samples: Iterable[Sample]) -> dict[str, float]:

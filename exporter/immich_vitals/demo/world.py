@@ -42,9 +42,7 @@ class World:
     def __enter__(self) -> Self:
         with ExitStack() as ends:
             self.folder = ends.enter_context(Scratch()).path
-            self.postgres = Postgres(
-                self.folder / "postgres", settings={"max_connections": str(MAX_CONNECTIONS)}
-            )
+            self.postgres = Postgres(self.folder / "postgres", settings={"max_connections": str(MAX_CONNECTIONS)})
             self.redis = Redis(self.folder / "redis")
             self.library = make_library(self.media, self.external)
             self.fill_database()

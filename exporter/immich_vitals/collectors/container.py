@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from immich_vitals.collector import Clock, Collector, CollectorFailure, Context, Deadline, Every, OnScrape, SystemClock
 from immich_vitals.config import Config, DockerConfig
@@ -17,12 +17,15 @@ from immich_vitals.sources.docker import (
     Docker,
     Event,
     Events,
+    Read,
     UsageFacts,
     find_host,
     usual_sockets,
 )
 from immich_vitals.sources.docker_components import Finder, Matching, Part, component_of
 from immich_vitals.sources.docker_immich import media_mounted, version_of
+
+T = TypeVar("T")
 
 _EACH = ("component", "container")
 
@@ -182,9 +185,7 @@ class ContainerCollector(_DockerCollector):
             if part.container.id not in read.gone
         ]
         samples = [*container_samples(readings, self._config.expected), *event_samples(self._counts())]
-        if read.failure is not None:
-            read.failure.known = tuple(samples)
-            raise read.failure
+        _tell(read, samples, ctx)
         return samples
 
     def follow(self, stop: Callable[[], bool]) -> None:
@@ -242,11 +243,18 @@ class ContainerUsageCollector(_DockerCollector):
         running = [part for part in self._finder.parts(ctx.deadline) if part.container.state in ("running", "paused")]
         read = self._docker.usage_of_all([part.container.id for part in running], ctx.deadline)
         usages = [(part, read.facts[part.container.id]) for part in running if part.container.id in read.facts]
-        samples = list(container_usage_samples(usages))
-        if read.failure is not None:
-            read.failure.known = tuple(samples)
-            raise read.failure
-        return samples
+        _tell(read, (), ctx)
+        return container_usage_samples(usages)
+
+
+def _tell(read: Read[T], known: Sequence[Sample], ctx: Context) -> None:
+    """One container that cannot be read is a remark; none that can be is a failure."""
+    if read.failure is None:
+        return
+    if not read.facts:
+        read.failure.known = tuple(known)
+        raise read.failure
+    ctx.remark(read.failure.message, read.failure.mend)
 
 
 def container_samples(readings: Iterable[ContainerReading], expected: Iterable[str]) -> Iterator[Sample]:

@@ -1,6 +1,7 @@
 """Fixtures that start the real parts: Postgres 16 and 18, Redis."""
 
 import os
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -18,9 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, object, object]:
     """Where every part is there, as in CI, a skipped test is a failed one."""
     report = yield
-    if isinstance(report, pytest.TestReport) and report.skipped and os.environ.get("IMMICH_VITALS_FORBID_SKIPS"):
+    if isinstance(report, pytest.TestReport) and report.skipped and os.environ.get("FORBID_SKIPS"):
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped, and IMMICH_VITALS_FORBID_SKIPS is set: {report.longrepr}"
+        report.longrepr = f"{item.nodeid} was skipped, and FORBID_SKIPS is set: {report.longrepr}"
     return report
 
 
@@ -36,13 +37,14 @@ def context() -> Context:
 
 
 @pytest.fixture(scope="session")
-def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the unprivileged user of the embedded servers can reach (pytest's own are private)."""
-    folder = tmp_path_factory.mktemp("servers")
-    for path in (folder, *folder.parents):
-        if path.stat().st_uid == folder.stat().st_uid and path.name.startswith(("pytest-", "servers")):
-            path.chmod(0o755)
-    return folder
+def server_folder() -> Iterator[Path]:
+    """A folder that the unprivileged user of the embedded servers can reach.
+
+    Not below pytest's own: each start of pytest, also of another one beside this, closes that to other users.
+    """
+    with tempfile.TemporaryDirectory(prefix="immich-vitals-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

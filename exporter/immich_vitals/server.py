@@ -15,7 +15,8 @@ import signal
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 from urllib.parse import parse_qs
 
 import uvicorn
@@ -31,7 +32,7 @@ from immich_vitals.metrics import Metric, Sample, families
 from immich_vitals.page import render
 from immich_vitals.runner import Runner
 from immich_vitals.settings import OWN
-from immich_vitals.web import ReloadingContext, Web, san_allowed
+from immich_vitals.web import ReloadingContext, TooManyLogins, Web, san_allowed
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ DEFAULT_DEADLINE = 9.0  # seconds; Prometheus' own default is 10 s, less what th
 DEADLINE_MARGIN = 0.5
 PAGE_DEADLINE = 3.0
 FIRST_REQUEST_SECONDS = 30.0  # a connection that has not asked for anything by then is closed
-KEEP_ALIVE_SECONDS = 90  # longer than any usual scrape interval, so that Prometheus keeps its connection
+KEEP_ALIVE_SECONDS = 90.0  # longer than any usual scrape interval, so that Prometheus keeps its connection
+TAKE_ANSWER_SECONDS = 30.0  # who does not take an answer that long is gone
+MOST_CONNECTIONS = 1000
 LARGEST_HEAD = 16 * 1024
 FILES_WANTED = 4096
 
@@ -114,6 +117,7 @@ class App:
             "/readyz": self._readyz,
         }
         self._telemetry_path = telemetry_path
+        self._answers: dict[_Wanted, asyncio.Task[Response]] = {}
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
         if scope["type"] != "http":
@@ -130,7 +134,11 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
     async def _respond(self, request: "Request") -> "Response":
-        if not await self._web.allowed(request.header(b"authorization")):
+        try:
+            allowed = await self._web.allowed(request.header(b"authorization"), request.client)
+        except TooManyLogins:
+            return Response.text("Too many logins are being checked.\n", 503, [(b"retry-after", b"1")])
+        if not allowed:
             return Response.text("Unauthorized\n", 401, [(b"www-authenticate", b'Basic realm="immich-vitals"')])
         route = self._routes.get(request.path)
         if route is None:
@@ -143,12 +151,25 @@ class App:
             return Response.text(f"{error}\n", 400)
 
     async def _metrics(self, request: "Request") -> "Response":
-        samples = await self._scrape(deadline_from(request.header(b"x-prometheus-scrape-timeout-seconds")))
-        body, content_type = exposition(
-            self._runner.metrics, samples, request.header(b"accept") or "", request.query("name[]")
+        wanted = _Wanted(
+            deadline_from(request.header(b"x-prometheus-scrape-timeout-seconds")),
+            request.header(b"accept") or "",
+            tuple(request.query("name[]")),
+            gzip_accepted(request.header(b"accept-encoding") or ""),
         )
+        # Requests for the same at the same time share the answer, as they share the runs behind it.
+        answer = self._answers.get(wanted)
+        if answer is None:
+            answer = asyncio.create_task(self._answer(wanted))
+            self._answers[wanted] = answer
+            answer.add_done_callback(lambda _: self._answers.pop(wanted))
+        return await asyncio.shield(answer)
+
+    async def _answer(self, wanted: "_Wanted") -> "Response":
+        samples = await self._scrape(wanted.deadline)
+        body, content_type = exposition(self._runner.metrics, samples, wanted.accept, wanted.names)
         headers: Headers = [(b"vary", b"Accept, Accept-Encoding"), (b"cache-control", b"no-store")]
-        if gzip_accepted(request.header(b"accept-encoding") or ""):
+        if wanted.gzip:
             body = gzip.compress(body, compresslevel=1, mtime=0)
             headers.append((b"content-encoding", b"gzip"))
         return Response(200, content_type, body, headers)
@@ -173,12 +194,23 @@ class App:
         return self._runner.finish(scrape)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a request for the metrics asks for."""
+
+    deadline: float
+    accept: str
+    names: tuple[str, ...]
+    gzip: bool
+
+
 class Request:
     """What the application needs of an ASGI scope."""
 
     def __init__(self, scope: Message) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.client: str = (scope["client"] or ("",))[0]  # address
         self._headers: Headers = scope["headers"]
         self._query: bytes = scope["query_string"]
 
@@ -209,25 +241,67 @@ class Response:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with two more checks on a new connection: it must ask for something before long, and
-    its certificate must carry an allowed name where the web configuration lists some."""
+    """uvicorn's HTTP/1.1 that no client can hold for ever, and that has room for the next one.
+
+    The first request must be there whole before long, the next one within `KEEP_ALIVE_SECONDS` of the last answer,
+    and an answer must be taken. Of too many connections the one that has waited longest for a request is closed. A
+    client's certificate must carry an allowed name where the web configuration lists some.
+    """
 
     web: Web
+    most = MOST_CONNECTIONS
+    _waiting: ClassVar[dict["_Protocol", None]] = {}  # for a request, longest first
+    _patience: asyncio.TimerHandle | None = None  # with the next request
+    _taking: asyncio.TimerHandle | None = None  # with an answer that is not taken
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._patience = self.loop.call_later(FIRST_REQUEST_SECONDS, self._give_up)
+        self._wait(FIRST_REQUEST_SECONDS)
+        if len(self.connections) > self.most:
+            longest = next(iter(self._waiting))
+            longest._stop_waiting()
+            longest.transport.abort()
         tls = transport.get_extra_info("ssl_object")
         if isinstance(tls, ssl.SSLObject) and not san_allowed(tls.getpeercert(), self.web.current().allowed_sans):
             transport.abort()
 
-    def _give_up(self) -> None:
-        if cast("object", self.cycle) is None:  # uvicorn declares it without the None it begins with
-            self.transport.abort()
+    def handle_events(self) -> None:
+        super().handle_events()
+        if cast("object", self.cycle) is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        # Before the call, which may find the next request in what has come already.
+        self._wait(KEEP_ALIVE_SECONDS)
+        super().on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Does nothing: uvicorn's own timer ends with the first byte of a request, and closes only what is taken."""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking = self.loop.call_later(TAKE_ANSWER_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._taking is not None:
+            self._taking.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._patience.cancel()
+        self._stop_waiting()
+        if self._taking is not None:
+            self._taking.cancel()
         super().connection_lost(exc)
+
+    def _wait(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._waiting[self] = None
+        self._patience = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        self._waiting.pop(self, None)
+        if self._patience is not None:
+            self._patience.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -284,7 +358,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def serve(config: Config, runner: Runner) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigError` when it cannot listen or the web file is wrong."""
-    _raise_file_limit()
+    _Protocol.most = min(MOST_CONNECTIONS, _file_limit() // 2)
     web = Web(config.web.config_file)
     sockets = listen(config.web.listen)
     _Protocol.web = web
@@ -299,7 +373,7 @@ def serve(config: Config, runner: Runner) -> None:
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=round(KEEP_ALIVE_SECONDS),
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=LARGEST_HEAD,
         ssl_context_factory=(lambda _config, _default: ReloadingContext.of(web)) if web.tls else None,
@@ -312,9 +386,11 @@ def serve(config: Config, runner: Runner) -> None:
     runner.stop()
 
 
-def _raise_file_limit() -> None:
-    """Room for many idle connections where the soft limit is the traditional 1024."""
+def _file_limit() -> int:
+    """How many files may be open, after making room for many connections where the limit is the traditional 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted

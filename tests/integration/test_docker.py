@@ -29,7 +29,7 @@ pytestmark = pytest.mark.docker
 def shared_engine() -> Iterator[Engine]:
     reason = why_not()
     if reason is not None:
-        assert not os.environ.get("IMMICH_VITALS_FORBID_SKIPS"), reason
+        assert not os.environ.get("FORBID_SKIPS"), reason
         pytest.skip(reason)
     with Engine() as engine:
         for image in (SERVER, ML, DATABASE, "valkey/valkey:9"):

@@ -8,16 +8,9 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from immich_vitals.collector import (
     Absent,
@@ -34,6 +27,7 @@ from immich_vitals.config import Config, load
 from immich_vitals.metrics import Sample
 from immich_vitals.sources import docker as docker_source
 from support import golden
+from support.certificates import make_certificate
 from support.fake_docker import FakeDocker
 
 HEALTHY = golden.ROOT / "container" / "healthy"
@@ -258,24 +252,10 @@ def test_versions(versions: tuple[str, str], used: str, may_ask: bool) -> None:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as DOCKER_CERT_PATH has it; its one certificate is the authority, the server's and the client's."""
     folder = tmp_path_factory.mktemp("certificates")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "docker")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    made = make_certificate(folder, "docker")
     for file in ("ca.pem", "cert.pem"):
-        (folder / file).write_bytes(certificate.public_bytes(Encoding.PEM))
-    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        shutil.copy(made.public, folder / file)
+    shutil.copy(made.private, folder / "key.pem")
     return folder
 
 

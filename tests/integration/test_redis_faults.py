@@ -1,7 +1,5 @@
 """What a Redis that is down, frozen, full, unable to save or not a Redis at all does to the collectors."""
 
-import datetime
-import ipaddress
 import os
 import signal
 import socket
@@ -14,9 +12,6 @@ from pathlib import Path
 
 import pytest
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from immich_vitals.collector import (
     Absent,
@@ -33,6 +28,7 @@ from immich_vitals.collectors.redis import UP, RedisCollector
 from immich_vitals.config import RedisConfig, Secret
 from immich_vitals.demo.servers import UNPRIVILEGED, Redis, free_port
 from immich_vitals.sources.redis import RedisServer
+from support.certificates import make_certificate
 from support.tcp_proxy import Answer, Forward, TcpServer, closes, drips, says, silent
 
 GARBAGE = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
@@ -289,30 +285,10 @@ def test_sentinel(redis_server: Redis, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
     """A certificate for 127.0.0.1 that signs itself: its file, and a context to serve it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("tls")
-    public, private = folder / "cert.pem", folder / "key.pem"
-    public.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    made = make_certificate(tmp_path_factory.mktemp("tls"), "redis")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(public, private)
-    return public, context
+    context.load_cert_chain(made.public, made.private)
+    return made.public, context
 
 
 def test_tls(redis_server: Redis, certificate: tuple[Path, ssl.SSLContext]) -> None:

@@ -1,6 +1,5 @@
 """The HTTP side, with the real server as a process of its own."""
 
-import datetime
 import gzip
 import signal
 import socket
@@ -15,12 +14,10 @@ import bcrypt
 import httpx
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from support.certificates import make_certificate
 from support.exporter import Exporter
 
 
@@ -163,31 +160,6 @@ def test_port_in_use(exporter: Exporter) -> None:
     assert "--web.listen-address" in done.stderr
 
 
-def certificate(folder: Path, name: str, issuer: "tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None" = None) \
-        -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:  # fmt: skip
-    """A certificate for localhost as `<name>.pem` with its key as `<name>.key`; an authority without `issuer`."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName(name)]), False)
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), True)
-    )
-    made = builder.sign(issuer[1] if issuer else key, hashes.SHA256())
-    (folder / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / f"{name}.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return made, key
-
-
 def trusting(folder: Path, client: str | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     if client:
@@ -198,9 +170,9 @@ def trusting(folder: Path, client: str | None = None) -> ssl.SSLContext:
 def test_tls_client_certificates_and_reload(tmp_path: Path) -> None:
     """TLS by the toolkit's file, a client certificate with an allowed name is needed, and new certificates are
     taken up without a restart."""
-    authority = certificate(tmp_path, "ca")
+    authority = make_certificate(tmp_path, "ca")
     for name in ("server", "prometheus", "stranger"):
-        certificate(tmp_path, name, authority)
+        make_certificate(tmp_path, name, authority)
     (tmp_path / "web.yml").write_text(
         "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
         "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n"
@@ -217,7 +189,7 @@ def test_tls_client_certificates_and_reload(tmp_path: Path) -> None:
              f"--web.listen-address=127.0.0.1:{running.port}"], capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert check.returncode == 0, check.stderr
-        second = certificate(tmp_path, "server", authority)[0].serial_number
+        second = make_certificate(tmp_path, "server", authority).certificate.serial_number
         with (
             socket.create_connection(("localhost", running.port)) as plain,
             trusting(tmp_path, "prometheus").wrap_socket(plain, server_hostname="localhost") as wrapped,

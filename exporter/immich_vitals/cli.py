@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
 
 from immich_vitals import __version__, config, logs, reference
 from immich_vitals.collector import Collector
@@ -107,7 +108,11 @@ def _serve(options: argparse.Namespace) -> int:
 
     settings = _load(options)
     serve(settings, build(settings))
-    return OK
+    # Not by the interpreter's own end, which kills the threads left behind as they come back from a call, and aborts
+    # the whole process, with exit code 134, when that call is one into Rust (bcrypt).
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(OK)
 
 
 def _scrape(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ import hmac
 import logging
 import re
 import ssl
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -56,6 +57,14 @@ TLS_KEYS = (
 # bcrypt doubles its work with each step; 16 already takes seconds for every request that is not cached.
 HIGHEST_COST = 16
 REMEMBERED_LOGINS = 100
+# Passwords that wait for their turn to be compared, in all and of one address: what is more is turned away, so that
+# guesses in masses take no memory, and those of one address no other's turn.
+WAITING_LOGINS = 64
+WAITING_LOGINS_OF_ONE = 4
+
+
+class TooManyLogins(Exception):
+    """The password is not known yet, and too many others wait to be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +261,9 @@ class Web:
         self._path = path
         self._settings = read(path) if path else WebSettings()
         self._seen = _signature(self._settings.files)
-        self._logins: dict[bytes, bool] = {}
+        self._right: dict[bytes, None] = {}
+        self._wrong: dict[bytes, None] = {}
+        self._waiting: Counter[str] = Counter()
         self._checking = asyncio.Lock()
 
     @property
@@ -276,14 +287,18 @@ class Web:
                     return self._settings
                 self._settings = fresh
                 self._seen = _signature(fresh.files)
-                self._logins.clear()
+                self._right.clear()
+                self._wrong.clear()
                 log.info("web configuration read again", extra={"file": str(self._path)})
             except ConfigError as error:
                 log.warning("web configuration not usable, keeping the last", extra={"detail": str(error)})
         return self._settings
 
-    async def allowed(self, authorization: str | None) -> bool:
-        """Whether a request with this Authorization header may pass."""
+    async def allowed(self, authorization: str | None, client: str) -> bool:
+        """Whether a request of the address `client` with this Authorization header may pass.
+
+        Raises `TooManyLogins`. A login that has passed before never waits, whatever others try.
+        """
         users = self.current().users
         if not users:
             return True
@@ -295,12 +310,28 @@ class Web:
         known = users.get(user)
         expected = known or next(iter(users.values()))
         key = hmac.digest(expected.encode(), user.encode() + b"\0" + password, "sha256")
-        async with self._checking:
-            if key not in self._logins:
-                if len(self._logins) >= REMEMBERED_LOGINS:
-                    self._logins.pop(next(iter(self._logins)))
-                self._logins[key] = await asyncio.wrap_future(_check(password, expected)) and known is not None
-            return self._logins[key]
+        if key in self._right or key in self._wrong:
+            return key in self._right
+        if self._waiting[client] >= WAITING_LOGINS_OF_ONE or self._waiting.total() >= WAITING_LOGINS:
+            raise TooManyLogins
+        self._waiting[client] += 1
+        try:
+            async with self._checking:
+                if key not in self._right and key not in self._wrong:
+                    right = await asyncio.wrap_future(_check(password, expected)) and known is not None
+                    _remember(self._right if right else self._wrong, key)
+                return key in self._right
+        finally:
+            self._waiting[client] -= 1
+            if not self._waiting[client]:
+                del self._waiting[client]
+
+
+def _remember(keys: dict[bytes, None], key: bytes) -> None:
+    """Add the key; of too many the oldest is forgotten."""
+    if len(keys) >= REMEMBERED_LOGINS:
+        del keys[next(iter(keys))]
+    keys[key] = None
 
 
 def _check(password: bytes, expected: str) -> Future[bool]:

@@ -5,15 +5,18 @@ the whole answer, follow events without a time-out, and insist on being told the
 is ever sent. The module is imported when the first request is made, since the SDK costs 12 MB of memory.
 """
 
+import http.client
+import io
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import docker
@@ -21,9 +24,13 @@ import requests
 import urllib3
 from docker.tls import TLSConfig
 from docker.transport.basehttpadapter import BaseHTTPAdapter
-from urllib3.connection import HTTPConnection
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from immich_vitals.collector import Absent, CollectorFailure, Deadline, TimedOut, Unavailable
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Docker 25 to 29 speak this version; older and newer ones say which they speak instead.
 API_VERSION = "1.44"
@@ -35,8 +42,72 @@ POOL_SIZE = 10  # connections kept open; more are opened when more threads ask
 Params = Mapping[str, str]
 
 
+class _PatientReader(io.RawIOBase):
+    """Reads a socket until a moment: the time-out of a socket is for each of its reads, and an answer whose head
+    drips has many."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._inner = sock.makefile("rb", buffering=0)
+        self.allow(sock.gettimeout() or 0.0)
+
+    def allow(self, seconds: float) -> None:
+        """Read on for so many seconds from now."""
+        self._until = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no time left")
+        self._sock.settimeout(left)
+        return self._inner.readinto(buffer)
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that ends when its time is up, its head included."""
+
+    def __init__(self, sock: socket.socket, *options: Any, **named: Any) -> None:
+        super().__init__(sock, *options, **named)
+        self.fp.close()
+        self.reader = _PatientReader(sock)
+        self.fp = io.BufferedReader(self.reader)
+
+
+class _TcpConnection(HTTPConnection):
+    response_class = _Answer
+
+
+class _TlsConnection(HTTPSConnection):
+    response_class = _Answer
+
+
+class _TcpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _TcpConnection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _TcpAdapter(HTTPAdapter):
+    """requests' own adapter, with answers that end in time."""
+
+    def init_poolmanager(self, *options: Any, **named: Any) -> None:
+        super().init_poolmanager(*options, **named)
+        self.poolmanager.pool_classes_by_scheme = {"http": _TcpPool, "https": _TlsPool}
+
+
 class _UnixConnection(HTTPConnection):
     """A connection to a unix socket; the SDK's own leaves a socket open that it could not connect."""
+
+    response_class = _Answer
 
     def __init__(self, path: Path) -> None:
         super().__init__("localhost")
@@ -103,6 +174,9 @@ class Connection:
             ) from error
         if self._socket is not None:
             self._client.mount("http+docker://", _UnixAdapter(self._socket))
+        else:
+            self._client.mount("http://", _TcpAdapter())
+            self._client.mount("https://", _TcpAdapter())
         self._client.headers["Accept-Encoding"] = "identity"
         # Else a proxy for the Internet, or a .netrc, would get between us and a Docker on this network.
         self._client.trust_env = False
@@ -251,10 +325,10 @@ def _body(response: requests.Response, deadline: Deadline) -> bytes:
 
 
 def _set_timeout(response: requests.Response, seconds: float) -> None:
-    """Limit the next read of an answer; not possible, nor needed, once the server has closed the connection."""
-    sock = getattr(response.raw.connection, "sock", None)
-    if sock is not None:
-        sock.settimeout(seconds)
+    """Limit the next read of an answer."""
+    answer = response.raw._fp  # as urllib3 itself has no way to it
+    if isinstance(answer, _Answer):
+        answer.reader.allow(seconds)
 
 
 def _parsed(body: bytes, path: str) -> object:

@@ -4,12 +4,15 @@ Everything runs in a read-only transaction whose limits are set with SET LOCAL: 
 a server connection that PgBouncer lends to Immich next, and no start-up option is sent that PgBouncer would refuse.
 """
 
+import fcntl
 import re
 import socket
+import struct
+import termios
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import psycopg
 from psycopg import generators, waiting
@@ -25,6 +28,7 @@ APPLICATION = "immich-vitals"
 STATEMENT_MARGIN = 0.2
 LOCK_SECONDS = 1.0  # we read catalogues and take the weakest lock; whoever makes us wait longer is the news
 IDLE_SECONDS = 10.0  # the server ends our transaction when this process froze in it
+MOST_BYTES = 64 * 1024 * 1024  # of one answer; only something that is no Postgres of Immich says more
 _LOOK_INTERVAL = 0.1  # how often psycopg looks up from the socket; it ends at the deadline, not at the next look
 
 Row = tuple[object, ...]
@@ -52,13 +56,33 @@ class Full(Unavailable):
 
 
 class _Connection(psycopg.Connection[Row]):
-    """A connection whose every round trip ends at `deadline`, also when the server hangs or drips."""
+    """A connection whose every round trip ends at `deadline`, also when the server hangs or drips, and at
+    `MOST_BYTES`."""
 
     deadline: Deadline
 
     def wait(self, gen: PQGen[RV], interval: float = _LOOK_INTERVAL, timeout: float | None = None) -> RV:
         left = max(0.0, self.deadline.remaining())
-        return super().wait(gen, interval, left if timeout is None else min(left, timeout))
+        measured = _measured(gen, self.pgconn.socket)
+        return super().wait(measured, interval, left if timeout is None else min(left, timeout))
+
+
+def _measured(gen: PQGen[RV], descriptor: int) -> PQGen[RV]:
+    """The same, until more than `MOST_BYTES` have come: libpq keeps the whole of an answer in memory."""
+    taken = 0
+    try:
+        waiting_for = next(gen)
+        while True:
+            ready = yield waiting_for
+            taken += struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+            if taken > MOST_BYTES:
+                raise Unavailable(
+                    "the answer of Postgres is too long to be one",
+                    mend="look at DB_HOSTNAME and DB_PORT, and at what answers there",
+                )
+            waiting_for = gen.send(ready)
+    except StopIteration as end:
+        return cast(RV, end.value)
 
 
 @dataclass(frozen=True, slots=True)

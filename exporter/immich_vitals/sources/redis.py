@@ -34,6 +34,9 @@ from immich_vitals.config import RedisConfig
 
 CONNECT_SECONDS = 1.5  # per address: a host name may stand for two, and one of them may be dead
 SENTINEL_SECONDS = 1.0  # per Sentinel, so that a hung one leaves time for the next
+MOST_BYTES = 32 * 1024 * 1024  # of one round trip; only something that is no Redis of Immich says more
+# A list so long that hiredis, which makes room for all of it at once, would stop this whole process.
+_ENDLESS = re.compile(rb"(?:^|\n)[*~%>]\d{8}")
 GRANTS = "give the login the rights that `immich-vitals grants` prints"
 
 Reply: TypeAlias = "int | bytes | ResponseError | list[Reply] | None"
@@ -67,11 +70,14 @@ def pack(commands: Iterable[Sequence[str]]) -> Commands:
 
 
 class _PatientSocket:
-    """A socket whose every call ends at its owner's deadline, so that a server that drips bytes cannot outlast it."""
+    """A socket whose every call ends at its owner's deadline, so that a server that drips bytes cannot outlast it,
+    and that takes no endless answer: hiredis would keep all of it."""
 
     def __init__(self, inner: socket.socket, owner: "_Deadlined") -> None:
         self._inner = inner
         self._owner = owner
+        self._taken = 0
+        self._tail = b"\n"
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
@@ -81,13 +87,18 @@ class _PatientSocket:
 
     def recv(self, count: int, flags: int = 0) -> bytes:
         self._limit()
-        return self._inner.recv(count, flags)
+        data = self._inner.recv(count, flags)
+        self._check(data)
+        return data
 
     def recv_into(self, buffer: bytearray) -> int:
         self._limit()
-        return self._inner.recv_into(buffer)
+        count = self._inner.recv_into(buffer)
+        self._check(bytes(memoryview(buffer)[:count]))
+        return count
 
     def sendall(self, data: bytes) -> None:
+        self._taken = 0
         self._limit()
         self._inner.sendall(data)
 
@@ -96,6 +107,12 @@ class _PatientSocket:
         if left <= 0:
             raise TimeoutError("no time left")
         self._inner.settimeout(left)
+
+    def _check(self, data: bytes) -> None:
+        self._taken += len(data)
+        if self._taken > MOST_BYTES or _ENDLESS.search(self._tail + data):
+            raise InvalidResponse("an answer without end")
+        self._tail = (self._tail + data)[-10:]
 
 
 class _Link(Protocol):

@@ -18,6 +18,7 @@ from immich_vitals.cli import build
 from immich_vitals.demo import FAULTS, run
 from immich_vitals.demo.scratch import Scratch, environment, inhabitants
 from immich_vitals.demo.show import readings
+from immich_vitals.demo.worker import BLOCK_SECONDS
 from immich_vitals.demo.world import World
 from immich_vitals.server import exposition
 from immich_vitals.vitals import Readings
@@ -74,6 +75,15 @@ def test_healthy_world_is_the_library_it_says(world: World) -> None:
     assert found.one("library_external_offline_assets") == 4
     assert found.one("queue_workers", queue="thumbnailGeneration") == 1
     assert found.one("postgres_checksums_enabled") == 1
+
+
+def test_workers_stay_connected(world: World) -> None:
+    """A worker that waits for a job is connected all the time, also when its wait ends without one."""
+    with world.redis.client() as client:
+        named = {each["id"] for each in client.client_list() if each["name"].startswith("immich_bull:")}
+        assert len(named) == 18
+        time.sleep(BLOCK_SECONDS + 1.5)
+        assert named <= {each["id"] for each in client.client_list()}
 
 
 def test_every_file_of_the_library_is_there(world: World) -> None:

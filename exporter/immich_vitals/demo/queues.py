@@ -1,5 +1,6 @@
 """Immich's queues as BullMQ keeps them in Redis, and what puts jobs into them."""
 
+import base64
 import json
 import time
 from importlib import resources
@@ -15,6 +16,11 @@ MAX_EVENTS = 10_000
 def queue_names() -> tuple[str, ...]:
     """The queues of Immich 2.7.5."""
     return tuple(_facts()["queues"])
+
+
+def worker_name(queue: str) -> str:
+    """What BullMQ names the connection on which the queue's worker waits."""
+    return f"{PREFIX}:{base64.b64encode(queue.encode()).decode()}"
 
 
 def create_queues(client: "redis.Redis") -> None:

@@ -5,7 +5,6 @@ moment. Every SECONDS (0: never) a job is added, so that there is something to s
 """
 
 import asyncio
-import base64
 import contextlib
 import sys
 
@@ -13,7 +12,7 @@ import redis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from immich_vitals.demo.queues import LOCK_SECONDS, MAX_EVENTS, PREFIX, add_jobs, milliseconds, queue_names
+from immich_vitals.demo.queues import LOCK_SECONDS, MAX_EVENTS, PREFIX, add_jobs, milliseconds, queue_names, worker_name
 
 BLOCK_SECONDS = 5  # of a call that waits for a job; BullMQ's own waits up to ten
 WORK_SECONDS = 0.4
@@ -22,7 +21,7 @@ RETRY_SECONDS = 1.0
 
 async def serve(socket: str, feed_every: float) -> None:
     """Work on all queues until the process ends."""
-    async with Redis(unix_socket_path=socket, decode_responses=True) as client:
+    async with Redis(unix_socket_path=socket, decode_responses=True, socket_timeout=None) as client:
         workers = [_for_ever(_Worker(client, socket, queue)) for queue in queue_names()]
         await asyncio.gather(_feed(socket, feed_every), *workers)
 
@@ -33,8 +32,10 @@ class _Worker:
     def __init__(self, client: "Redis", socket: str, queue: str) -> None:
         self._client = client
         self._key = f"{PREFIX}:{queue}"
-        name = f"{PREFIX}:{base64.b64encode(queue.encode()).decode()}"
-        self._blocking = Redis(unix_socket_path=socket, client_name=name, decode_responses=True)
+        # redis-py's own time-out, 5 s, would end the connection, and so the worker, during a call that waits for a job.
+        self._blocking = Redis(
+            unix_socket_path=socket, client_name=worker_name(queue), decode_responses=True, socket_timeout=None
+        )
         self._next_check = 0
 
     async def turn(self) -> None:

@@ -4,6 +4,7 @@ import gzip
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -14,10 +15,10 @@ from typing import Self
 from psycopg import sql
 
 from immich_vitals.demo.photos import VERSION, Library, make_library
-from immich_vitals.demo.queues import create_queues
+from immich_vitals.demo.queues import create_queues, queue_names, worker_name
 from immich_vitals.demo.schema import Connection, create_schema
 from immich_vitals.demo.scratch import Scratch, environment
-from immich_vitals.demo.servers import Postgres, Redis
+from immich_vitals.demo.servers import START_SECONDS, Postgres, Redis, ServerError
 
 DATABASE = "immich"
 MAX_CONNECTIONS = 40
@@ -98,11 +99,18 @@ class World:
             connection.execute("ANALYZE")
 
     def start_workers(self) -> None:
-        """Start the workers of all queues."""
+        """Start the workers of all queues, and wait until each is there. Raises `ServerError`."""
         self._worker = subprocess.Popen(
             [sys.executable, "-P", "-m", "immich_vitals.demo.worker", str(self.redis.socket), str(self._feed_every)],
             stdin=subprocess.DEVNULL, cwd=self.folder, start_new_session=True, env=environment(),
         )  # fmt: skip
+        wanted = {worker_name(queue) for queue in queue_names()}
+        until = time.monotonic() + START_SECONDS
+        with self.redis.client() as client:
+            while not wanted <= {each["name"] for each in client.client_list()}:
+                if time.monotonic() > until or self._worker.poll() is not None:
+                    raise ServerError("the demo's workers did not start")
+                time.sleep(0.02)
 
     def stop_workers(self) -> None:
         """End the workers at once, as a crash does."""

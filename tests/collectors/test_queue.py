@@ -107,9 +107,12 @@ def test_nothing_configured() -> None:
     assert "REDIS_HOSTNAME" in QueueCollector.disabled_because(config)
 
 
-def test_empty_redis(collector: QueueCollector) -> None:
-    """An empty Redis has no queues, and that is no failure."""
-    assert run(collector) == {}
+def test_empty_redis(collector: QueueCollector, context: Context) -> None:
+    """An empty Redis has no queues, and that is no failure, but may be the wrong Redis."""
+    assert run(collector, context) == {}
+    (remark,) = context.remarks
+    assert "no queue of Immich" in remark.message
+    assert "REDIS_DBINDEX" in remark.mend
 
 
 def test_foreign_keys_are_named(client: "redis.Redis", collector: QueueCollector, context: Context) -> None:

@@ -75,6 +75,12 @@ class QueueCollector(Collector):
                 f"the keys of {', '.join(facts.foreign)} in Redis hold something else than Immich's queues",
                 "look at REDIS_DBINDEX, and at what else writes keys that start with immich_bull",
             )
+        if not facts.queues and not facts.foreign:
+            ctx.remark(
+                "this Redis holds no queue of Immich",
+                "look at REDIS_HOSTNAME and REDIS_DBINDEX; if they are right, Immich has not started yet, or Redis lost"
+                " its data while Immich was down",
+            )
         return queue_samples(facts.queues)
 
     def close(self) -> None:

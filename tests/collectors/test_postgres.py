@@ -72,6 +72,22 @@ def test_a_real_server(postgres: Postgres, context: Context) -> None:
     assert (value(samples, "postgres_connections", "active") or 0) >= 1
 
 
+def test_role_without_rights(postgres: Postgres, context: Context) -> None:
+    """What a role may not see of other people's sessions is said, not passed over; with the right nothing is said."""
+    with postgres.connect() as admin:
+        admin.execute("CREATE ROLE low LOGIN")
+        collector = PostgresCollector(PostgresConfig("127.0.0.1", postgres.port, "low", None, "postgres", {}))
+        try:
+            assert value(tuple(collector.collect(context)), "postgres_connections", "unknown") == 1
+            assert "pg_read_all_stats" in context.remarks.pop().mend
+            admin.execute("GRANT pg_read_all_stats TO low")
+            assert value(tuple(collector.collect(context)), "postgres_connections", "unknown") == 0
+            assert not context.remarks
+        finally:
+            collector.close()
+            admin.execute("DROP ROLE low")
+
+
 def test_a_unix_socket(postgres18: Postgres, context: Context) -> None:
     """The folder of a unix socket is a host."""
     collector = at(str(postgres18.folder), postgres18.port)

@@ -188,7 +188,8 @@ UNSAFE = {"zero_damaged_pages": "on", "ignore_checksum_failure": "on", "fsync": 
 
 
 def test_unsafe_settings(own: Postgres) -> None:
-    """A setting made unsafe for everybody shows as 1; one that only our own role has changed does not show."""
+    """A setting made unsafe shows as 1, be it for everybody, for a role or for Immich's database; one that a role has
+    for another database does not."""
     with own.connect() as admin, watching(own) as collector:
         assert [run(collector)["unsafe_setting", name] for name in UNSAFE] == [0, 0, 0, 0]
         for name, unsafe in UNSAFE.items():
@@ -198,11 +199,15 @@ def test_unsafe_settings(own: Postgres) -> None:
         admin.execute("ALTER SYSTEM RESET ALL")
         admin.execute("SELECT pg_reload_conf()")
         eventually(lambda: [run(collector)["unsafe_setting", name] for name in UNSAFE] == [0, 0, 0, 0])
-        admin.execute("ALTER ROLE postgres SET zero_damaged_pages = on")
+        admin.execute("CREATE ROLE immich; ALTER ROLE immich IN DATABASE template1 SET zero_damaged_pages = on")
+        assert run(collector)["unsafe_setting", "zero_damaged_pages"] == 0
+        for role, value in (("immich", "true"), ("postgres", "1")):  # that of Immich, and our own
+            admin.execute(f"ALTER ROLE {role} SET zero_damaged_pages = {value}".encode())
+            collector.close()
+            assert run(collector)["unsafe_setting", "zero_damaged_pages"] == 1
+            admin.execute(f"ALTER ROLE {role} RESET ALL".encode())
         collector.close()
-        assert ("unsafe_setting", "zero_damaged_pages") not in run(collector)
-        collector.close()
-        admin.execute("ALTER ROLE postgres RESET ALL; ALTER DATABASE postgres SET zero_damaged_pages = on")
+        admin.execute("DROP ROLE immich; ALTER DATABASE postgres SET zero_damaged_pages = on")
         assert run(collector)["unsafe_setting", "zero_damaged_pages"] == 1
 
 

@@ -29,7 +29,8 @@ CONNECTIONS = Metric(
 CONNECTIONS_MAX = Metric("postgres_connections_max", "How many connections Postgres allows (max_connections).")
 OLDEST_TRANSACTION = Metric(
     "postgres_oldest_transaction_timestamp_seconds",
-    "When the oldest open transaction of a client began, prepared ones included; no sample when none is open.",
+    "When the oldest open transaction of a client began, prepared ones included; no sample when none is open, or none"
+    " that our role may see.",
 )
 BLOCKED = Metric("postgres_blocked_sessions", "Sessions that wait for a lock, other than an advisory one.")
 DEADLOCKS = Metric("postgres_deadlocks_total", "Deadlocks that Postgres resolved in Immich's database.")
@@ -57,7 +58,9 @@ XID_AGE = Metric(
     "postgres_xid_age_ratio", "How much of the transaction numbers is used up; at 1 Postgres stops taking writes."
 )
 UNSAFE_SETTING = Metric(
-    "postgres_unsafe_setting", "1 when the setting stands, for everybody, at its value that risks data.", ("setting",)
+    "postgres_unsafe_setting",
+    "1 when the setting stands, for everybody or for a role in Immich's database, at its value that risks data.",
+    ("setting",),
 )
 EXTENSION = Metric(
     "postgres_extension_info",
@@ -107,13 +110,19 @@ class PostgresCollector(Collector):
 
     def collect(self, ctx: Context) -> Iterable[Sample]:
         try:
-            return postgres_samples(read_facts(self._database, ctx.deadline))
+            facts = read_facts(self._database, ctx.deadline)
         except (NoServer, Down, Silent) as failure:
             failure.known = (UP.sample(0),)
             raise
         except (Full, Slow) as failure:
             failure.known = (UP.sample(1),)
             raise
+        if None in facts.connections:
+            ctx.remark(
+                "our role may not see what the sessions of others do: a long transaction of theirs stays unseen",
+                "run the SQL that `immich-vitals grants` prints, or grant pg_read_all_stats to the role",
+            )
+        return postgres_samples(facts)
 
     def close(self) -> None:
         self._database.close()

@@ -9,6 +9,7 @@ from immich_vitals.sources.postgres import APPLICATION, Database, Hello, Results
 SHARED = "(shared)"  # the catalogues that all databases share; no database can be meant by it
 EXTENSIONS = ("vectors", "vector", "vchord", "cube", "earthdistance", "pg_trgm", "unaccent", "uuid-ossp")
 UNSAFE = {"zero_damaged_pages": "on", "ignore_checksum_failure": "on", "fsync": "off", "full_page_writes": "off"}
+SET_FOR_ROLES = ("zero_damaged_pages", "ignore_checksum_failure")  # those of them that a role or database may have
 READ_ONLY = "default_transaction_read_only"
 DATABASES = 100  # no server that also keeps photos has more; it bounds the number of series
 
@@ -43,7 +44,7 @@ class PostgresFacts:
     """The server as seen from Immich's database. Moments are seconds since the epoch, None is unknown.
 
     `connections` counts by Postgres' own word for the state; `settings` maps a setting to its value for every
-    login, without those that only our own role or session has changed.
+    login, without those that only our own role or session has changed; one that risks data counts for any role.
     """
 
     version: str
@@ -133,10 +134,19 @@ FROM pg_stat_activity
 WHERE coalesce(backend_type, 'client backend') = 'client backend' AND datid IS NOT NULL AND usesysid IS NOT NULL
 GROUP BY state"""
 
+# A role that was told to ignore damage ignores it for Immich too when Immich logs in with it, whoever we are. Its
+# value stands as it was written: on, true, yes, 1.
 _SETTINGS = f"""
-SELECT name, reset_val FROM pg_settings
+WITH risky AS (
+  SELECT DISTINCT split_part(word, '=', 1) AS name
+  FROM pg_db_role_setting s, unnest(s.setconfig) AS word
+  WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+    AND split_part(word, '=', 1) IN ({", ".join(f"'{name}'" for name in SET_FOR_ROLES)})
+    AND lower(split_part(word, '=', 2)) IN ('on', 'true', 'yes', '1')
+)
+SELECT name, CASE WHEN name IN (SELECT name FROM risky) THEN 'on' ELSE reset_val END FROM pg_settings
 WHERE name IN ({", ".join(f"'{name}'" for name in (*UNSAFE, READ_ONLY))})
-  AND source NOT IN ('user', 'database user', 'client', 'session')"""
+  AND (source NOT IN ('user', 'database user', 'client', 'session') OR name IN (SELECT name FROM risky))"""
 
 _DATABASES = f"""
 SELECT s.datname::text, coalesce(s.datname = current_database(), false), s.checksum_failures,

@@ -7,8 +7,10 @@ from immich_vitals.sources.library import switches_sql
 
 PASSWORD = "REPLACE-WITH-A-PASSWORD"
 
+# Not `config|get`, which Redis cannot narrow: it gives away the password of Immich's own login (`requirepass`). What it
+# would tell besides INFO are the settings `save` and `stop-writes-on-bgsave-error`; their defaults are then assumed.
 REDIS_COMMANDS = (
-    "info", "config|get", "client|list", "llen", "lrange", "zcard", "zrange", "hget", "hmget", "exists", "get", "xread",
+    "info", "client|list", "llen", "lrange", "zcard", "zrange", "hget", "hmget", "exists", "get", "xread",
     "xrevrange", "xinfo|stream", "ping", "select", "role",
 )  # fmt: skip
 

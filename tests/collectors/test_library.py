@@ -315,14 +315,16 @@ def test_grants_refuse_another_database(postgres18: Postgres) -> None:
 
 
 def test_redis_acl(tmp_path: Path) -> None:
-    """Redis takes the ACL line, and the user may read Immich's queues and nothing else."""
+    """Redis takes the ACL line, and the user may read Immich's queues and nothing else: no settings either, which
+    hold the password of Immich's own login."""
     with Redis(tmp_path / "redis") as server, server.client() as admin:
         admin.execute_command(*redis_acl("vitals").split())  # type: ignore[no-untyped-call]
         admin.rpush("immich_bull:ocr:wait", "1")
         with server.client(username="vitals", password=PASSWORD) as client:
             assert client.llen("immich_bull:ocr:wait") == 1
             assert client.info("server")["redis_version"]
-            assert client.config_get("maxmemory")
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.config_get("requirepass")
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.get("session:1")
             with pytest.raises(redis.exceptions.NoPermissionError):

@@ -13,6 +13,7 @@ from immich_vitals.collector import Context, Deadline, SystemClock, Unavailable
 from immich_vitals.collectors.queue import QueueCollector
 from immich_vitals.config import RedisConfig, Secret, load
 from immich_vitals.demo.servers import Redis
+from immich_vitals.grants import PASSWORD, redis_acl
 from immich_vitals.sources.bullmq import ACTIVE_LOOKED_AT, EVENTS_AT_ONCE
 from immich_vitals.sources.redis import RedisServer
 from support.golden import cases, check
@@ -242,13 +243,9 @@ def test_interrupted_reading_counts_nothing_twice(redis_server: Redis, client: "
 
 def test_least_rights(redis_server: Redis, client: "redis.Redis", context: Context) -> None:
     """The rights that `immich-vitals grants` prints are enough for everything the collector asks."""
-    grants = (
-        "reset on >pw ~immich_bull:* +info +config|get +client|list +llen +lrange +zcard +zrange +hget +hmget +exists"
-        " +get +xread +xrevrange +xinfo|stream +ping +select +role"
-    )
-    client.execute_command("ACL", "SETUSER", "vitals", *grants.split())
+    client.execute_command(*redis_acl("vitals").split())
     fill(client, cases("queue")[0].parent / "orphaned" / "redis.json")
-    collector = at(redis_server.port, username="vitals", password=Secret("pw"))
+    collector = at(redis_server.port, username="vitals", password=Secret(PASSWORD))
     run(collector)
     add_events(client, "sidecar", "added", 1)
     found = run(collector, context)

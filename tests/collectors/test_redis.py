@@ -11,6 +11,7 @@ from immich_vitals.collector import Context, Unavailable
 from immich_vitals.collectors.redis import RedisCollector, redis_samples
 from immich_vitals.config import RedisConfig, Secret, load
 from immich_vitals.demo.servers import UNPRIVILEGED, Redis
+from immich_vitals.grants import PASSWORD, redis_acl
 from immich_vitals.metrics import Sample
 from immich_vitals.sources.redis import RedisServer, parse_info, server_facts
 from support.golden import cases, check
@@ -71,13 +72,9 @@ def test_sends_nothing_to_be_allowed_besides(redis_server: Redis, context: Conte
 
 def test_least_rights(redis_server: Redis, context: Context) -> None:
     """The rights that `immich-vitals grants` prints are enough."""
-    grants = (
-        "reset on >pw ~immich_bull:* +info +config|get +client|list +llen +lrange +zcard +zrange +hget +hmget +exists"
-        " +get +xread +xrevrange +xinfo|stream +ping +select +role"
-    )
     with redis_server.client() as client:
-        client.execute_command("ACL", "SETUSER", "vitals", *grants.split())
-    config = RedisConfig("127.0.0.1", redis_server.port, db=1, username="vitals", password=Secret("pw"))
+        client.execute_command(*redis_acl("vitals").split())
+    config = RedisConfig("127.0.0.1", redis_server.port, db=1, username="vitals", password=Secret(PASSWORD))
     collector = RedisCollector(RedisServer(config))
     assert values(list(collector.collect(context)))["redis_writable"] == 1
     collector.close()

@@ -156,6 +156,23 @@ def test_a_changed_schema_says_what_is_missing(postgres18: Postgres, context: Co
     assert values(found, "library_pending")[("thumbnail",)] == 7
 
 
+@pytest.mark.parametrize(
+    ("setup", "unprocessed"),
+    [('ALTER TABLE asset_job_status DROP COLUMN "metadataExtractedAt"', {(): 2}), ("DROP TABLE asset_job_status", {})],
+    ids=["column", "table"],
+)
+def test_a_newer_schema_is_not_taken_for_an_old_one(
+    postgres18: Postgres, context: Context, setup: str, unprocessed: dict[tuple[str, ...], float]
+) -> None:
+    """Only in very old releases a row in `exif` stands for extracted metadata; elsewhere it is not known, and said."""
+    with immich_database(postgres18, "2.7.5", rows=True, setup=setup) as database:
+        found = library(postgres18, database, context)
+    assert values(found, "library_schema_supported") == {(): 0}
+    assert ("metadata",) not in values(found, "library_pending")
+    assert values(found, "library_unprocessed_assets") == unprocessed
+    assert "where extracted metadata is recorded" in context.remarks[0].message
+
+
 def test_no_immich_here(postgres18: Postgres, context: Context) -> None:
     """A database without any table of Immich is absent, with the setting to look at."""
     failure = failing(postgres18, "postgres", context)

@@ -81,8 +81,12 @@ class ImmichSchema:
 
     @property
     def metadata_in_exif(self) -> bool:
-        """Before 1.93 only the row in `exif` tells that metadata was extracted; later nothing needs that table."""
-        return not self.has("job_status", "assetId", "metadataExtractedAt")
+        """Before 1.93 only the row in `exif` tells that metadata was extracted; later nothing needs that table.
+
+        That old are only tables that also have `resizePath`: where a later Immich has moved the moment elsewhere, it
+        is not known.
+        """
+        return self.has("asset", "resizePath") and not self.has("job_status", "assetId", "metadataExtractedAt")
 
     def unreadable(self) -> tuple[str, ...]:
         """The `table.column` that we need and our role may not read."""

@@ -198,7 +198,7 @@ def mark_expressions(schema: ImmichSchema) -> dict[Mark, str] | None:
         Mark.OFFLINE: 'a."isOffline"',
         Mark.TRASHED: 'a."deletedAt" IS NOT NULL',
         Mark.EXTERNAL: 'a."isExternal"' if schema.has("asset", "isExternal") else None,
-        Mark.JOB_STATUS: None if schema.metadata_in_exif else 'j."assetId" IS NOT NULL',
+        Mark.JOB_STATUS: _job_status(schema, "assetId") if not schema.metadata_in_exif else None,
         Mark.PREVIEW: _image(schema, 1, ("previewPath", "resizePath"), "previewAt"),
         Mark.THUMBNAIL: _thumbnail(schema),
         Mark.THUMBHASH: "a.thumbhash IS NOT NULL" if schema.has("asset", "thumbhash") else None,

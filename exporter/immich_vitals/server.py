@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 from urllib.parse import parse_qs
 
+import h11
 import uvicorn
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder, gzip_accepted
@@ -123,7 +124,10 @@ class App:
         if scope["type"] != "http":
             return
         request = Request(scope)
-        response = await self._respond(request)
+        try:
+            response = await self._respond(request)
+        except asyncio.CancelledError:  # only ever because the exporter ends, and it has waited long enough
+            response = Response.text("The exporter is ending.\n", 503)
         extra = self._web.current().headers
         headers: Headers = [(b"content-type", response.content_type.encode())]
         headers.extend((name.lower().encode(), value.encode("latin-1", "replace")) for name, value in extra.items())
@@ -210,6 +214,8 @@ class Request:
     def __init__(self, scope: Message) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        if self.path.startswith(("http://", "https://")):  # HTTP/1.1 lets a client name the whole address
+            self.path = "/" + self.path.split("/", 3)[3] if self.path.count("/") > 2 else "/"
         self.client: str = (scope["client"] or ("",))[0]  # address
         self._headers: Headers = scope["headers"]
         self._query: bytes = scope["query_string"]
@@ -275,6 +281,18 @@ class _Protocol(H11Protocol):
         self._wait(KEEP_ALIVE_SECONDS)
         super().on_response_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """For what is not HTTP, also where a request's body ends in it: then nobody else may answer any more."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()  # its answer is under way or was sent
+            return
+        if cast("object", self.cycle) is not None:
+            self.cycle.disconnected = True
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # the request was HEAD, whose answer has no body
+            self.transport.abort()
+
     def timeout_keep_alive_handler(self) -> None:
         """Does nothing: uvicorn's own timer ends with the first byte of a request, and closes only what is taken."""
 
@@ -333,7 +351,11 @@ def listen(addresses: Iterable[str]) -> list[socket.socket]:
     for address in addresses:
         host, _, port = address.rpartition(":")
         try:
-            sockets.append(_listen(host.strip("[]"), int(port)))
+            opened = _listen(host.strip("[]"), int(port))
+            # Each connection has it from here. asyncio sets it only where the protocol is named, which it is not: then
+            # the end of an answer waits 40 ms for a client that kept its connection to confirm the beginning.
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sockets.append(opened)
         except OSError as error:
             mend = "free the port or choose another with --web.listen-address"
             mistakes.append(

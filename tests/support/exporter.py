@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,10 +19,11 @@ class Exporter:
 
     def __init__(self, environ: Mapping[str, str] | None = None, *flags: str) -> None:
         self.port = free_port()
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # not a pipe: a full one would stop the exporter
         self._process = subprocess.Popen(
             [sys.executable, "-m", "immich_vitals", "serve", f"--web.listen-address=127.0.0.1:{self.port}", *flags],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **(environ or {})},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=self._said, stderr=subprocess.STDOUT,
         )  # fmt: skip
         until = time.monotonic() + 30
         while time.monotonic() < until and self._process.poll() is None:
@@ -44,11 +46,13 @@ class Exporter:
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:
-            return self._process.communicate(timeout=10)[0]
+            self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.communicate()
+            self._process.wait()
             raise
+        self._said.seek(0)
+        return self._said.read()
 
     @property
     def exit_code(self) -> int | None:
@@ -60,5 +64,8 @@ class Exporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.poll() is None or (self._process.stdout and not self._process.stdout.closed):
-            self.stop()
+        try:
+            if self._process.poll() is None:
+                self.stop()
+        finally:
+            self._said.close()

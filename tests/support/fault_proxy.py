@@ -1,0 +1,214 @@
+"""A TCP or unix proxy before a real server, with a fault that a test puts in and takes out while it runs."""
+
+import contextlib
+import itertools
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+Address = tuple[str, int] | str  # as sockets have it: host and port, or the path of a unix socket
+
+
+class Fault:
+    """What happens to each piece that the server sends; this one lets it pass. One fault may serve many connections.
+
+    `change` returns the pieces to send in its place. It may wait for `lifted`, and raise OSError to break the
+    connection with a reset.
+    """
+
+    def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
+        yield piece
+
+
+class Hangs(Fault):
+    """Nothing arrives until the fault is lifted, then all of it."""
+
+    def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
+        lifted.wait()
+        yield piece
+
+
+class Drips(Fault):
+    """One byte at a time, for as long as anybody listens, also of what is still under way when the fault is lifted."""
+
+    def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
+        pause = threading.Event()
+        for byte in piece:
+            yield bytes([byte])
+            pause.wait(0.2)
+
+
+class Resets(Fault):
+    """Half of the first answer, then a reset."""
+
+    def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
+        yield piece[: len(piece) // 2]
+        raise ConnectionResetError
+
+
+class Says(Fault):
+    """Something else than what the server says: `words`, and then `again` for ever."""
+
+    def __init__(self, words: bytes, again: bytes = b"") -> None:
+        self._words = words
+        self._again = again
+
+    def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
+        yield self._words
+        if not self._again:
+            raise EOFError  # hangs up, as one who has said it all
+        yield from itertools.repeat(self._again)
+
+
+class FaultProxy:
+    """Listens on a free loopback port, or at `path`, and passes everything to and from `server`.
+
+    `connections` are those that stand. Leaving the context closes every socket.
+    """
+
+    def __init__(self, server: Address, path: Path | None = None) -> None:
+        self._server = server
+        self._path = path
+        self._fault = Fault()
+        self._lifted = threading.Event()
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listener: socket.socket | None = None
+        self.port = 0
+        self.listen()
+
+    @property
+    def connections(self) -> int:
+        with self._lock:
+            return len(self._open) // 2
+
+    def listen(self) -> None:
+        """Take connections, on the port of before if there was one."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(self._path))
+            self._listener.listen(128)
+        else:
+            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+            self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """Take no connection any more and reset those that stand; the file of a unix socket stays."""
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset the connections that stand."""
+        with self._lock:
+            standing = list(self._open)
+        for each in standing:
+            _reset(each)
+
+    @contextlib.contextmanager
+    def broken(self, fault: Fault) -> Iterator[None]:
+        """Put the fault in, for connections that stand and for new ones."""
+        self._lifted = threading.Event()
+        self._fault = fault
+        try:
+            yield
+        finally:
+            self._fault = Fault()
+            self._lifted.set()
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        self.refuse()
+        try:
+            yield
+        finally:
+            self.listen()
+
+    @contextlib.contextmanager
+    def absent(self) -> Iterator[None]:
+        """As `refusing`, and the file of the unix socket is gone, too."""
+        self.refuse()
+        if self._path is not None:
+            self._path.unlink()
+        try:
+            yield
+        finally:
+            self.listen()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.refuse()
+        self._lifted.set()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.socket(socket.AF_UNIX if isinstance(self._server, str) else socket.AF_INET)
+                server.connect(self._server)
+            except OSError:
+                _reset(client)
+                client.close()
+                continue
+            for each in (client, server):
+                if each.family == socket.AF_INET:
+                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._open.update((client, server))
+            ends = itertools.count()
+            for source, target, change in (
+                (client, server, Fault().change),
+                (server, client, lambda piece, lifted: self._fault.change(piece, lifted)),
+            ):
+                pair = (source, target, change, ends)
+                threading.Thread(target=self._pass, args=pair, daemon=True).start()
+
+    def _pass(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        change: Callable[[bytes, threading.Event], Iterator[bytes]],
+        ends: Iterator[int],
+    ) -> None:
+        try:
+            while piece := source.recv(65536):
+                for changed in change(piece, self._lifted):
+                    target.sendall(changed)
+        except EOFError:
+            pass
+        except OSError:
+            _reset(target)
+        for each in (source, target):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        if next(ends):  # the second of the two threads
+            with self._lock:
+                self._open -= {source, target}
+            source.close()
+            target.close()
+
+
+def _reset(connection: socket.socket) -> None:
+    """Let the connection end with a reset and wake up whoever waits for it."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

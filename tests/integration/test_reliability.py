@@ -397,7 +397,7 @@ async def _serve(talk: Callable[[int], Awaitable[None]]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000000")]})
         await send({"type": "http.response.body", "body": b"x" * 1_000_000})
 
-    config = uvicorn.Config(app, http=server._Protocol, ws="none", lifespan="off", log_config=None)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=server._Protocol, ws="none", lifespan="off", log_config=None)
     config.load()
     state = ServerState()
     listening = await asyncio.get_running_loop().create_server(

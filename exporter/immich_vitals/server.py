@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, ClassVar, cast
 from urllib.parse import parse_qs
 
@@ -381,6 +382,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def serve(config: Config, runner: Runner) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigError` when it cannot listen or the web file is wrong."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)  # until the event loop takes them over
     _Protocol.most = min(MOST_CONNECTIONS, _file_limit() // 2)
     web = Web(config.web.config_file)
     # asyncio sets aside so much for each TLS connection, from before its handshake on: by default 256 KiB, with which
@@ -410,6 +413,10 @@ def serve(config: Config, runner: Runner) -> None:
     runner.start()
     asyncio.run(_Server(server_config).serve(sockets=sockets))
     runner.stop()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 def _file_limit() -> int:

@@ -54,6 +54,8 @@ SELF_METRICS = (BUILD, ENABLED, SUCCESS, DURATION, LAST_SUCCESS, FAILURES, SCRAP
 # A source gives up at the collector's deadline and says what it waited for; the runner, which can only say
 # "late", gives it this much longer to do so.
 GRACE = 0.25
+# A scrape in a great hurry does not wait, but must not start a run that fails for those who join it with more time.
+SHORTEST_RUN = 1.0
 RETRY_SECONDS = 30.0  # a failed timer run is tried again after this, or after its interval if that is shorter
 FOLLOW_PAUSE = 2.0  # between two attempts to follow an event stream; doubles up to the next
 FOLLOW_PAUSE_LONGEST = 60.0
@@ -74,6 +76,9 @@ class Outcome:
     @property
     def ok(self) -> bool:
         return self.reason is None
+
+
+_MISSED = Outcome("timeout", (), "did not answer in time", "", 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +183,9 @@ class Runner:
 
     def finish(self, scrape: Scrape) -> list[Sample]:
         """The samples of a scrape: of the runs that have ended, and of the timers' last results."""
+        now = self._clock.monotonic()
         for run in scrape.runs:
-            if not run.future.done() and not run.collector.on_timer:
+            if not run.future.done() and not run.collector.on_timer and now >= run.late_at:
                 self._late(run)
         samples = [
             BUILD.sample(1, version=__version__, python=platform.python_version()),
@@ -187,9 +193,12 @@ class Runner:
         ]
         done = {run.collector: run.future for run in scrape.runs}
         for watched in self._watched:
-            future = done.get(watched)
-            finished = future.result() if future is not None and future.done() else None
-            samples.extend(self._samples_of(watched, finished))
+            outcome = self._current_outcome(watched)
+            if not watched.on_timer:
+                future = done[watched]
+                # Not there in time, or only for a scrape in a hurry: either way this one has nothing to show.
+                outcome = future.result() if future.done() else _MISSED
+            samples.extend(self._samples_of(watched, outcome))
         samples.extend(ENABLED.sample(0, collector=name) for name in self._disabled)
         return samples
 
@@ -299,7 +308,8 @@ class Runner:
         now = self._clock.monotonic()
         at = now + watched.collector.timeout
         if scrape is not None and not watched.on_timer:
-            at = min(at, scrape.at - min(GRACE, scrape.remaining() / 4))
+            own = scrape.at - min(GRACE, scrape.remaining() / 4)
+            at = min(at, max(own, now + SHORTEST_RUN))
         context = Context(Deadline(at, self._clock), self._clock)
         with self._lock:
             future = watched.flight.join_or_start(lambda: self._run(watched, context))
@@ -382,18 +392,18 @@ class Runner:
 
     # -- what is shown
 
-    def _samples_of(self, watched: _Watched, finished: Outcome | None) -> Iterable[Sample]:
+    def _samples_of(self, watched: _Watched, outcome: Outcome | None) -> Iterable[Sample]:
         name = watched.collector.name
         yield ENABLED.sample(1, collector=name)
         for reason in REASONS:
             yield FAILURES.sample(watched.failures[reason], collector=name, reason=reason)
         if watched.last_success is not None:
             yield LAST_SUCCESS.sample(watched.last_success, collector=name)
-        outcome = finished if finished is not None and not watched.on_timer else self._current_outcome(watched)
+        if watched.shown is not None:
+            yield DURATION.sample(watched.shown.duration, collector=name)
         if outcome is None:
             return  # a timer's first run is still under way: neither a success nor a failure
         yield SUCCESS.sample(1 if outcome.ok else 0, collector=name)
-        yield DURATION.sample(outcome.duration, collector=name)
         yield from outcome.samples
 
     def _current_outcome(self, watched: _Watched) -> Outcome | None:

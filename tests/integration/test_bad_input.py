@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from immich_vitals.demo.queues import create_queues
 from immich_vitals.demo.servers import Postgres, Redis
 from support.immich_database import create_tables
 
@@ -20,6 +21,8 @@ def immich(server_folder: Path) -> Iterator[dict[str, str]]:
         Postgres(server_folder / "strict") as postgres,
         Redis(server_folder / "strict-redis", "--requirepass", "r3d1s") as redis,
     ):
+        with redis.client(password="r3d1s") as client:
+            create_queues(client)
         with postgres.connect() as connection:
             connection.execute("CREATE DATABASE immich")
             connection.execute("CREATE ROLE vitals LOGIN PASSWORD 'gehe1m'")

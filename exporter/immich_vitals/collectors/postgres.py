@@ -7,7 +7,8 @@ from typing import Self
 from immich_vitals.collector import Collector, Context, OnScrape
 from immich_vitals.config import Config, PostgresConfig
 from immich_vitals.metrics import Metric, Sample, info
-from immich_vitals.sources.postgres import Database, Down, Full, NoServer, Silent, Slow
+from immich_vitals.sources.kept import Down, NoServer, Silent
+from immich_vitals.sources.postgres import Database, Full, Slow
 from immich_vitals.sources.postgres_facts import READ_ONLY, UNSAFE, DatabaseFacts, PostgresFacts, read_facts
 
 UP = Metric(

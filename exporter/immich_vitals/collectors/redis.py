@@ -6,7 +6,8 @@ from typing import Self
 from immich_vitals.collector import Collector, Context, Unavailable
 from immich_vitals.config import Config
 from immich_vitals.metrics import Metric, Sample
-from immich_vitals.sources.redis import Down, NoServer, RedisServer, ServerFacts, Silent, read_server
+from immich_vitals.sources.kept import Down, NoServer, Silent
+from immich_vitals.sources.redis import RedisServer, ServerFacts, read_server
 
 UP = Metric(
     "redis_up",

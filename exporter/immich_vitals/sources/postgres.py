@@ -9,8 +9,8 @@ import re
 import socket
 import struct
 import termios
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -20,8 +20,9 @@ from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
 
-from immich_vitals.collector import Absent, CollectorFailure, Deadline, TimedOut, Unavailable
+from immich_vitals.collector import CollectorFailure, Deadline, TimedOut, Unavailable
 from immich_vitals.config import PostgresConfig
+from immich_vitals.sources.kept import Down, Kept, NoServer, Silent
 
 APPLICATION = "immich-vitals"
 # The server's own limit ends this much before the deadline, so that "too slow" can be told from "does not answer".
@@ -33,18 +34,6 @@ _LOOK_INTERVAL = 0.1  # how often psycopg looks up from the socket; it ends at t
 
 Row = tuple[object, ...]
 RV = TypeVar("RV")
-
-
-class NoServer(Absent):
-    """Nothing is there: the host name is unknown, or the socket file is gone."""
-
-
-class Down(Unavailable):
-    """There is no server that takes logins: refused, starting, shutting down, or it went away."""
-
-
-class Silent(TimedOut):
-    """The server accepts the connection, or not even that, and says nothing until the deadline."""
 
 
 class Slow(TimedOut):
@@ -102,67 +91,44 @@ Results = Sequence[Sequence[Row]]
 Queries = Callable[[Hello], str]
 
 
-class Database:
-    """Immich's database. The connection is made when first needed, kept, and dropped after any error.
+class Database(Kept["_Connection", Queries, Results]):
+    """Immich's database. A question is a function from what a connection learns once to queries, separated by `;`.
 
-    Not for use by two threads at a time, but for `close`.
+    They are all sent in one round trip and seen in one read-only transaction; the answer is the rows of each. Beside
+    `NoServer`, `Down` and `Silent`, `ask` raises `Slow`, `Full`, or `Unavailable` when the server is there and rejects
+    our login, database or right.
     """
 
     def __init__(self, config: PostgresConfig) -> None:
+        super().__init__()
         self._config = config
-        self._connection: _Connection | None = None
         self._hello = Hello(0, False)
-        self._in_use = threading.Lock()
 
-    def ask(self, queries: Queries, deadline: Deadline) -> Results:
-        """The rows of each query, all sent in one round trip and seen in one read-only transaction.
-
-        `queries` gives them, separated by `;`, for the server at hand. Raises `NoServer`, `Down`, `Silent`, `Slow`,
-        `Full`, or `Unavailable` when the server is there and rejects our login, database or right.
-        """
-        with self._in_use:
-            kept = self._connection is not None
+    def _connect(self, question: Queries, deadline: Deadline) -> "_Connection":
+        with _meanings(self._config, deadline):
+            connection = _new_connection(self._config, deadline)
             try:
-                return self._ask(queries, deadline)
-            except Down:
-                # A kept connection that died since the last run says nothing about the server now.
-                if not kept:
-                    raise
-                return self._ask(queries, deadline)
+                version, may_read_control = _results(connection, _HELLO)[0][0]
+            except BaseException:
+                connection.close()
+                raise
+        self._hello = Hello(int(str(version)), bool(may_read_control))
+        return connection
 
-    def close(self) -> None:
-        """Let the connection go; does nothing while a run uses it, which ends with the process."""
-        if self._in_use.acquire(blocking=False):
-            try:
-                self._drop()
-            finally:
-                self._in_use.release()
-
-    def _ask(self, queries: Queries, deadline: Deadline) -> Results:
-        try:
-            connection = self._connected(deadline)
+    def _ask(self, connection: "_Connection", question: Queries, deadline: Deadline) -> Results:
+        with _meanings(self._config, deadline):
             limit = deadline.limit(f"ask Postgres at {self._config.where}")
             connection.deadline = deadline
-            return _results(connection, _transaction(queries(self._hello), limit))
-        except psycopg.Error as error:
-            failure = _meaning(error, self._config, deadline)
-            self._drop()
-            raise failure from None
-        except CollectorFailure:
-            self._drop()
-            raise
+            return _results(connection, _transaction(question(self._hello), limit))
 
-    def _connected(self, deadline: Deadline) -> _Connection:
-        if self._connection is None:
-            self._connection = _connect(self._config, deadline)
-            version, may_read_control = _results(self._connection, _HELLO)[0][0]
-            self._hello = Hello(int(str(version)), bool(may_read_control))
-        return self._connection
 
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+@contextmanager
+def _meanings(config: PostgresConfig, deadline: Deadline) -> Iterator[None]:
+    """Errors of psycopg as the failures that they stand for."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _meaning(error, config, deadline) from None
 
 
 def _transaction(queries: str, limit: float) -> str:
@@ -187,7 +153,7 @@ def _results(connection: _Connection, queries: str) -> Results:
                 return found
 
 
-def _connect(config: PostgresConfig, deadline: Deadline) -> _Connection:
+def _new_connection(config: PostgresConfig, deadline: Deadline) -> _Connection:
     """A new connection. psycopg's own `connect` counts in whole seconds and never fewer than two."""
     addresses = _addresses(config)
     for tried, address in enumerate(addresses, 1):

@@ -7,9 +7,8 @@ The connection is redis-py's, without its pool, retries and health checks: those
 import re
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
@@ -29,8 +28,9 @@ from redis.exceptions import ConnectionError as BrokenError
 from redis.exceptions import TimeoutError as LateError
 from redis.retry import Retry
 
-from immich_vitals.collector import Absent, CollectorFailure, Deadline, TimedOut, Unavailable
+from immich_vitals.collector import CollectorFailure, Deadline, Unavailable
 from immich_vitals.config import RedisConfig
+from immich_vitals.sources.kept import Down, Kept, NoServer, Silent
 
 CONNECT_SECONDS = 1.5  # per address: a host name may stand for two, and one of them may be dead
 SENTINEL_SECONDS = 1.0  # per Sentinel, so that a hung one leaves time for the next
@@ -40,18 +40,6 @@ _ENDLESS = re.compile(rb"(?:^|\n)[*~%>]\d{8}")
 GRANTS = "give the login the rights that `immich-vitals grants` prints"
 
 Reply: TypeAlias = "int | bytes | ResponseError | list[Reply] | None"
-
-
-class NoServer(Absent):
-    """Nothing is there: the host name is unknown, or the socket file is gone."""
-
-
-class Down(Unavailable):
-    """There is no server that answers commands: refused, loading its data, or it went away."""
-
-
-class Silent(TimedOut):
-    """The server accepts the connection, or not even that, and has not answered in full at the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +109,7 @@ class _Link(Protocol):
     deadline: Deadline
 
     def connect(self) -> None: ...
-    def disconnect(self) -> None: ...
+    def close(self) -> None: ...
     def send_packed_command(self, command: list[bytes], check_health: bool) -> None: ...
     def read_response(self) -> Reply: ...
 
@@ -133,6 +121,9 @@ class _Deadlined:
         super().__init__(**options)
         self.where = where
         self.deadline = deadline
+
+    def close(self) -> None:
+        self.disconnect()  # type: ignore[attr-defined]
 
     def _connect(self) -> _PatientSocket:
         try:
@@ -150,63 +141,39 @@ class _Unix(_Deadlined, UnixDomainSocketConnection): ...
 class _Tls(_Deadlined, SSLConnection): ...
 
 
-class RedisServer:
-    """Immich's Redis. The connection is made when first needed, kept, and dropped after any error.
+class RedisServer(Kept[_Link, Commands, list[Reply]]):
+    """Immich's Redis. A question is some commands; the answer has their replies, in order, after one round trip.
 
-    Not for use by two threads at a time, but for `close`.
+    A refused command's reply is its error. Beside `NoServer`, `Down` and `Silent`, `ask` raises `Unavailable` when the
+    server is there and rejects our login.
     """
 
     def __init__(self, config: RedisConfig) -> None:
+        super().__init__()
         self._config = config
-        self._connection: _Link | None = None
-        self._in_use = threading.Lock()
         self.where = config.where
-
-    def ask(self, commands: Commands, deadline: Deadline) -> list[Reply]:
-        """The replies, in order, after one round trip; a refused command's reply is its error.
-
-        Raises `NoServer`, `Down`, `Silent`, or `Unavailable` when the server is there and rejects our login.
-        """
-        with self._in_use:
-            kept = self._connection is not None
-            try:
-                return self._ask(commands, deadline)
-            except Down:
-                # A kept connection that died since the last run says nothing about the server now.
-                if not kept:
-                    raise
-                return self._ask(commands, deadline)
 
     def refused(self, command: str, error: ResponseError) -> CollectorFailure:
         """The failure that the refusal of a command we cannot do without stands for."""
         return _meaning(error, self.where, command)
 
-    def close(self) -> None:
-        """Let the connection go; does nothing while a run uses it, which ends with the process."""
-        if self._in_use.acquire(blocking=False):
-            try:
-                self._drop()
-            finally:
-                self._in_use.release()
+    def _connect(self, question: Commands, deadline: Deadline) -> _Link:
+        with self._meanings(question):
+            config = _master(self._config, deadline) if self._config.sentinels else self._config
+            self.where = config.where
+            return _connected(config, deadline)
 
-    def _ask(self, commands: Commands, deadline: Deadline) -> list[Reply]:
+    def _ask(self, connection: _Link, question: Commands, deadline: Deadline) -> list[Reply]:
+        with self._meanings(question):
+            return _replies(connection, question, deadline)
+
+    @contextmanager
+    def _meanings(self, commands: Commands) -> Iterator[None]:
+        """Errors of redis-py as the failures that they stand for."""
         try:
-            if self._connection is None:
-                config = _master(self._config, deadline) if self._config.sentinels else self._config
-                self.where = config.where
-                self._connection = _connected(config, deadline)
-            return _replies(self._connection, commands, deadline)
+            yield
         except RedisError as error:
-            self._drop()
             raise _meaning(error, self.where, commands.names[0]) from error
-        except BaseException:
-            self._drop()
-            raise
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.disconnect()
-            self._connection = None
 
 
 def _connected(config: RedisConfig, deadline: Deadline) -> _Link:
@@ -239,7 +206,7 @@ def _connected(config: RedisConfig, deadline: Deadline) -> _Link:
     try:
         connection.connect()
     except BaseException:
-        connection.disconnect()
+        connection.close()
         raise
     return connection
 

@@ -15,9 +15,9 @@ import resource
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, ClassVar, cast
 from urllib.parse import parse_qs
 
@@ -48,6 +48,8 @@ TAKE_ANSWER_SECONDS = 30.0  # who does not take an answer that long is gone
 MOST_CONNECTIONS = 1000
 LARGEST_HEAD = 16 * 1024
 FILES_WANTED = 4096
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 Message = MutableMapping[str, Any]  # as ASGI defines it
 Send = Callable[[Message], Awaitable[None]]
@@ -327,8 +329,9 @@ class _Protocol(H11Protocol):
 class _Server(uvicorn.Server):
     """uvicorn's server without its clock tick (ten wake-ups a second) and with our reading of signals."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, asked_to_end: threading.Event) -> None:
         super().__init__(config)
+        self._asked_to_end = asked_to_end
         self._over = asyncio.Event()
 
     async def main_loop(self) -> None:
@@ -337,8 +340,10 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
             loop.add_signal_handler(number, self._end)
+        if self._asked_to_end.is_set():
+            self._end()
         yield
 
     def _end(self) -> None:
@@ -382,8 +387,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def serve(config: Config, runner: Runner) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigError` when it cannot listen or the web file is wrong."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)  # until the event loop takes them over
+    asked_to_end = threading.Event()
+    for number in _ENDING:  # until the event loop takes them over
+        signal.signal(number, lambda number, frame: asked_to_end.set())
     _Protocol.most = min(MOST_CONNECTIONS, _file_limit() // 2)
     web = Web(config.web.config_file)
     # asyncio sets aside so much for each TLS connection, from before its handshake on: by default 256 KiB, with which
@@ -411,12 +417,8 @@ def serve(config: Config, runner: Runner) -> None:
         where = opened.getsockname()
         log.info("listening", extra={"address": f"{where[0]}:{where[1]}", "tls": web.tls})
     runner.start()
-    asyncio.run(_Server(server_config).serve(sockets=sockets))
+    asyncio.run(_Server(server_config, asked_to_end).serve(sockets=sockets))
     runner.stop()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
 
 
 def _file_limit() -> int:

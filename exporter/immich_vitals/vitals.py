@@ -77,7 +77,7 @@ def _disk(readings: Readings) -> str | None:
     parts += [f"no {labels['path']}" for labels, value in readings.of("filesystem_found", role="media") if value == 0]
     sizes = {(labels["role"], labels["path"]): value for labels, value in readings.of("filesystem_size_bytes")}
     headroom = [
-        (value / sizes[key], labels["role"] != "media", labels["role"], value)
+        (round(value / sizes[key], 3), labels["role"] != "media", labels["role"], value)
         for labels, value in readings.of("filesystem_avail_bytes")
         if sizes.get(key := (labels["role"], labels["path"]))
     ]

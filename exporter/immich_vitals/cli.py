@@ -180,7 +180,9 @@ def _grants(options: argparse.Namespace) -> int:
     settings = _load(options)
     database = settings.postgres.database if settings.postgres else "immich"
     print(grants.grants_sql(database, options.role))
-    print(grants.redis_acl(options.role))
+    # As a comment, so that the whole output can be given to psql.
+    print("-- The user for Redis or Valkey is made with this line in redis-cli:")
+    print(f"--   {grants.redis_acl(options.role)}")
     return OK
 
 

@@ -79,6 +79,15 @@ def test_flags_before_and_after_the_command(monkeypatch: pytest.MonkeyPatch, arg
     assert levels == ["debug"]
 
 
+def test_grants_can_be_given_to_psql_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """What stands after the SQL, the line for Redis, is a comment in it."""
+    assert cli.main(["grants", "--role", "vitals"]) == 0
+    sql, rest = capsys.readouterr().out.rsplit("$;", 1)
+    assert "'vitals'" in sql
+    assert "ACL SETUSER vitals " in rest
+    assert all(line.startswith("--") for line in rest.strip().splitlines())
+
+
 @pytest.mark.parametrize("command", ["metrics", "config"])
 def test_reference(capsys: pytest.CaptureFixture[str], command: str) -> None:
     """The references come as Markdown and as JSON of the same content."""

@@ -491,6 +491,6 @@ def test_no_descriptor_or_connection_is_left(own: Postgres) -> None:
             else:
                 failure_of(collector, 0.0)
                 run(collector)
-        assert len(list(folder.iterdir())) == before
+        assert len(list(folder.iterdir())) <= before  # fewer when one of another test was let go meanwhile
         row = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'immich-vitals'")
         assert row.fetchone() == (1,)

@@ -172,6 +172,7 @@ def _greet(world: World, exporter: _Exporter, once: bool) -> None:
     if not once:
         prometheus = _start_prometheus(world, exporter)
         print(f"  Prometheus   {prometheus or 'not on the PATH, or did not start'}")
+        print("\n  Ctrl-C ends it and leaves nothing behind.")
     print(flush=True)
 
 

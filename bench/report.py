@@ -219,8 +219,9 @@ def _count_row(size: int, counted: Counted) -> tuple[str, ...]:
 
 def _refresh_row(size: int, found: Refresh) -> tuple[str, ...]:
     pages = ", ".join(f"{name} {count:,}" for name, count in sorted(found.pages.items()))
+    cpu = _ms(found.cpu) if found.cpu else "< 10 ms"  # less than the kernel counts in
     return (
-        f"{size:,}", _ms(found.seconds), _ms(found.cpu) if found.cpu else "< 10 ms", f"{found.statements:.1f}", f"{found.blocks:,}",
+        f"{size:,}", _ms(found.seconds), cpu, f"{found.statements:.1f}", f"{found.blocks:,}",
         f"{sum(found.pages.values()):,} ({pages})",
     )  # fmt: skip
 

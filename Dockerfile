@@ -19,6 +19,7 @@ COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 65532:65532
 EXPOSE 12283
+# It asks where IMMICH_VITALS_LISTEN_ADDRESS says, port 12283 unless set; a flag given to `serve` alone it cannot see.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 CMD ["immich-vitals", "healthcheck"]
 ENTRYPOINT ["immich-vitals"]
 CMD ["serve"]

@@ -1,7 +1,8 @@
 """GET requests to a Docker API within a deadline, and what its refusals mean.
 
-The transport (unix socket, TCP, TLS) is the Docker SDK's. Its methods are not used: they send without a deadline for
-the whole answer, follow events without a time-out, and insist on being told the version of the API. Nothing but GET
+The Docker SDK gives the session, TLS and the forms of DOCKER_HOST. Its methods are not used: they send without a
+deadline for the whole answer, follow events without a time-out, and insist on being told the version of the API; nor
+are its connections, which do not end an answer that drips. Nothing but GET
 is ever sent. The module is imported when the first request is made, since the SDK costs 12 MB of memory.
 """
 

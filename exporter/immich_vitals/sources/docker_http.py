@@ -2,8 +2,9 @@
 
 The Docker SDK gives the session, TLS and the forms of DOCKER_HOST. Its methods are not used: they send without a
 deadline for the whole answer, follow events without a time-out, and insist on being told the version of the API; nor
-are its connections, which do not end an answer that drips. Nothing but GET
-is ever sent. The module is imported when the first request is made, since the SDK costs 12 MB of memory.
+are its connections, which do not end an answer that drips. Nothing but GET is ever sent.
+
+The module is imported when the first request is made, since the SDK costs 12 MB of memory.
 """
 
 import http.client

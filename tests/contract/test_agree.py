@@ -103,27 +103,6 @@ def test_promtool_likes_the_rules_and_the_scrape_config(tmp_path: Path) -> None:
     assert "SUCCESS" in done.stdout
 
 
-@pytest.mark.promtool
-@pytest.mark.parametrize("file", sorted((ROOT / "rules" / "tests").glob("*.test.yml")), ids=lambda file: file.name)
-def test_rules(file: Path) -> None:
-    """The rules give what their promtool tests expect."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not on the PATH; on Debian: apt-get install prometheus")
-    done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_rules_use_metrics_that_exist() -> None:
-    """Every metric in a rule is declared, or recorded by a rule."""
-    names = {metric.full_name for metric in DECLARED}
-    for file in (ROOT / "rules").glob("*.rules.yml"):
-        for group in yaml.safe_load(file.read_text())["groups"]:
-            for rule in group["rules"]:
-                used = set(re.findall(r"(?<!:)\bimmich_vitals_[a-z0-9_]+(?!:)\b", rule["expr"]))
-                assert used <= names, file
-
-
 def test_compose_example_uses_settings_that_exist() -> None:
     """Every variable that the example gives to the exporter is a setting, and the defaults of paths agree."""
     compose = yaml.safe_load((ROOT / "docker-compose.example.yml").read_text())

@@ -1,0 +1,89 @@
+"""The rules' own promtool tests, in every Prometheus there is; and the same once more with scrapes that were missed."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.support import promtool
+from tests.support.promtool import HOLE
+from tests.support.rulebook import FOLDER, seconds
+
+FILES = sorted((FOLDER / "tests").glob("*.test.yml"))
+ITEM = re.compile(
+    r"^(?P<first>[-+]?(?:\d[\d.]*(?:e[+-]?\d+)?|Inf|NaN)|_|stale)(?:(?P<step>[+-][\d.e]+)?x(?P<times>\d+))?$"
+)
+
+
+def names(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.promtool
+@pytest.mark.parametrize("program", promtool.programs() or ["promtool"])
+@pytest.mark.parametrize("file", FILES, ids=names)
+def test_rules(file: Path, program: str) -> None:
+    """The rules give what their promtool tests expect, in full."""
+    promtool.promtool()
+    promtool.check(program, "test", "rules", str(file))
+
+
+@pytest.mark.promtool
+@pytest.mark.parametrize("program", promtool.programs() or ["promtool"])
+def test_rules_load(program: str) -> None:
+    """Prometheus would load every file."""
+    promtool.promtool()
+    promtool.check(program, "check", "rules", *map(str, promtool.RULES))
+
+
+@pytest.mark.promtool
+@pytest.mark.parametrize("file", FILES, ids=names)
+def test_missed_scrape(file: Path) -> None:
+    """Whatever fires fires as well when the scrape before, or the one just now, brought nothing at all."""
+    told = yaml.safe_load(file.read_text())
+    rules = [file.parent / name for name in told["rule_files"]]
+    for test in told["tests"]:
+        assert seconds(test["interval"]) == 60, "tests scrape once a minute"
+        values = {each["series"]: list(_expanded(str(each["values"]))) for each in test["input_series"]}
+        for minute, expected in _fired(test).items():
+            for missed in {minute, max(minute - 1, 0)}:
+                with_hole = {name: promtool.notation(_without(series, missed)) for name, series in values.items()}
+                found = promtool.firing(with_hole, [minute], rules)[minute]
+                for alert in expected:
+                    assert alert in found, f"{test.get('name')}: minute {minute} without the scrape of minute {missed}"
+
+
+def _fired(test: dict[str, object]) -> dict[int, list[dict[str, str]]]:
+    """The alerts that the test expects, by minute."""
+    found: dict[int, list[dict[str, str]]] = {}
+    cases = test.get("alert_rule_test", [])
+    assert isinstance(cases, list)
+    for case in cases:
+        for alert in case.get("exp_alerts") or []:
+            labels = {
+                "alertname": case["alertname"],
+                **{name: str(value) for name, value in alert["exp_labels"].items()},
+            }
+            found.setdefault(int(seconds(str(case["eval_time"])) // 60), []).append(labels)
+    return found
+
+
+def _expanded(notation: str) -> Iterator[str]:
+    """promtool's notation, one item a minute: `1+2x3` is 1 3 5 7, `_x3` are three holes."""
+    for item in notation.split():
+        found = ITEM.match(item)
+        assert found, f"{item!r} is not in promtool's notation"
+        first, step, times = found["first"], float(found["step"] or 0), found["times"]
+        if first == HOLE:
+            yield from [HOLE] * int(times or 1)
+        elif times is None or first == "stale":
+            yield first
+        else:
+            yield from (
+                first if not step else f"{float(first) + step * number:.17g}" for number in range(int(times) + 1)
+            )
+
+
+def _without(series: list[str], missed: int) -> Iterator[str]:
+    return (HOLE if number == missed else value for number, value in enumerate(series))

@@ -78,10 +78,14 @@ def test_role_without_rights(postgres: Postgres, context: Context) -> None:
         admin.execute("CREATE ROLE low LOGIN")
         collector = PostgresCollector(PostgresConfig("127.0.0.1", postgres.port, "low", None, "postgres", {}))
         try:
-            assert value(tuple(collector.collect(context)), "postgres_connections", "unknown") == 1
+            hidden = tuple(collector.collect(context))
+            assert value(hidden, "postgres_connections", "unknown") == 1
+            assert value(hidden, "postgres_checkpointer_start_timestamp_seconds") is None
             assert "pg_read_all_stats" in context.remarks.pop().mend
             admin.execute("GRANT pg_read_all_stats TO low")
-            assert value(tuple(collector.collect(context)), "postgres_connections", "unknown") == 0
+            seen = tuple(collector.collect(context))
+            assert value(seen, "postgres_connections", "unknown") == 0
+            assert value(seen, "postgres_checkpointer_start_timestamp_seconds") is not None
             assert not context.remarks
         finally:
             collector.close()

@@ -21,6 +21,11 @@ INFO = Metric(
     ("version", "system_identifier"),
 )
 START = Metric("postgres_start_timestamp_seconds", "When Postgres was started; a crash it mends itself does not show.")
+CHECKPOINTER_START = Metric(
+    "postgres_checkpointer_start_timestamp_seconds",
+    "When the checkpointer of Postgres was started: anew, after a crash that Postgres mended itself; no sample when our"
+    " role may not see it.",
+)
 WRITABLE = Metric("postgres_writable", "1 when the server is not in recovery and not set to read-only by default.")
 CONNECTIONS = Metric(
     "postgres_connections",
@@ -91,9 +96,9 @@ class PostgresCollector(Collector):
 
     name = "postgres"
     metrics = (
-        UP, INFO, START, WRITABLE, CONNECTIONS, CONNECTIONS_MAX, OLDEST_TRANSACTION, BLOCKED, DEADLOCKS, CHECKSUMS,
-        CHECKSUM_FAILURES, CHECKSUM_LAST, STATS_RESET, COLLATION, INVALID_INDEXES, XID_AGE, UNSAFE_SETTING, EXTENSION,
-        SIZE,
+        UP, INFO, START, CHECKPOINTER_START, WRITABLE, CONNECTIONS, CONNECTIONS_MAX, OLDEST_TRANSACTION, BLOCKED,
+        DEADLOCKS, CHECKSUMS, CHECKSUM_FAILURES, CHECKSUM_LAST, STATS_RESET, COLLATION, INVALID_INDEXES, XID_AGE,
+        UNSAFE_SETTING, EXTENSION, SIZE,
     )  # fmt: skip
     trigger = OnScrape()
     timeout = 3.0
@@ -133,6 +138,7 @@ def postgres_samples(facts: PostgresFacts) -> Iterator[Sample]:
     yield UP.sample(1)
     yield INFO.sample(1, **info(version=facts.version, system_identifier=facts.system_identifier))
     yield START.sample(facts.started)
+    yield from CHECKPOINTER_START.known(facts.checkpointer_started)
     yield WRITABLE.sample(not facts.in_recovery and facts.settings.get(READ_ONLY) != "on")
     yield from _connection_samples(facts)
     yield from OLDEST_TRANSACTION.known(facts.oldest_transaction)

@@ -50,6 +50,7 @@ class PostgresFacts:
     version: str
     system_identifier: str | None
     started: float
+    checkpointer_started: float | None
     in_recovery: bool
     connections: dict[str | None, int]
     connections_max: int
@@ -72,11 +73,12 @@ def read_facts(database: Database, deadline: Deadline) -> PostgresFacts:
 def facts_from(results: Results) -> PostgresFacts:
     """The facts in the answers to the five queries below."""
     server, activity, settings, databases, extensions = results
-    version, system, started, recovery, most, checksums, prepared, blocked, invalid, age, size = server[0]
+    version, system, started, checkpointer, recovery, most, checksums, prepared, blocked, invalid, age, size = server[0]
     return PostgresFacts(
         version=str(version),
         system_identifier=_text(system),
         started=_number(started) or 0.0,
+        checkpointer_started=_number(checkpointer),
         in_recovery=bool(recovery),
         connections={_text(state): _whole(count) or 0 for state, count, _ in activity},
         connections_max=_whole(most) or 0,
@@ -111,10 +113,15 @@ def _queries(hello: Hello) -> str:
     return ";\n".join((_SERVER % system, _ACTIVITY, _SETTINGS, _DATABASES % mismatch, _EXTENSIONS))
 
 
-# An index that is just being built concurrently is not valid yet, and no fault.
+# The checkpointer lives as long as Postgres does; when a process crashes, Postgres ends and starts all the others, this
+# one among them, and keeps its own start time. An index that is just being built concurrently is not valid yet, and no
+# fault.
 _SERVER = """
 SELECT split_part(current_setting('server_version'), ' ', 1), %s,
-       extract(epoch FROM pg_postmaster_start_time())::float8, pg_is_in_recovery(),
+       extract(epoch FROM pg_postmaster_start_time())::float8,
+       (SELECT extract(epoch FROM max(backend_start))::float8 FROM pg_stat_activity
+           WHERE backend_type = 'checkpointer'),
+       pg_is_in_recovery(),
        current_setting('max_connections')::int, current_setting('data_checksums'),
        (SELECT extract(epoch FROM min(prepared))::float8 FROM pg_prepared_xacts),
        (SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND locktype <> 'advisory'),

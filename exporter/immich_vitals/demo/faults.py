@@ -53,11 +53,12 @@ class Sign:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that can break. `impossible` says why this machine cannot have it, or None."""
+    """One thing that can break. `alert` names it; `impossible` says why this machine cannot have it, or None."""
 
     description: str
     inject: Injection
     sign: Sign
+    alert: str
     impossible: Callable[[], str | None] = lambda: None
 
 
@@ -309,87 +310,111 @@ FAULTS: dict[str, Fault] = {
         "60 assets have lost their thumbnails, and no job is left to make them.",
         thumbnails_pending,
         Sign("library_pending", at_least=62, labels={"stage": "thumbnail"}),
+        "ImmichThumbnailCoverageDropped",
     ),
     "unprocessed-assets": Fault(
         "25 assets were never processed, and Immich's own run for missing thumbnails does not see them.",
         unprocessed_assets,
         Sign("library_unprocessed_assets", at_least=25),
+        "ImmichAssetsNeverProcessed",
     ),
     "database-empty": Fault(
         "Postgres runs on a fresh, empty database.",
         database_empty,
         Sign("library_users", at_most=0),
+        "ImmichDatabaseEmpty",
     ),
     "external-library-offline": Fault(
         "The disk of the external library is away.",
         external_library_offline,
         Sign("library_external_offline_assets", at_least=24),
+        "ImmichExternalLibraryOffline",
     ),
     "queue-paused": Fault(
         "The thumbnail queue is paused with 40 jobs in it.",
         queue_paused,
         Sign("queue_paused", at_least=1, labels={"queue": QUEUE}),
+        "ImmichQueuePaused",
     ),
     "queue-stalled": Fault(
         "40 jobs wait, and the workers hang.",
         queue_stalled,
         Sign("queue_jobs", at_least=40, labels={"queue": QUEUE, "state": "waiting"}),
+        "ImmichQueueStalled",
     ),
     "queue-no-workers": Fault(
         "40 jobs wait, and there is no worker.",
         queue_no_workers,
         Sign("queue_workers", at_most=0, labels={"queue": QUEUE}),
+        "ImmichQueueNoWorkers",
     ),
     "queue-orphaned": Fault(
         "A job is active, and nobody holds its lock.",
         queue_orphaned,
         Sign("queue_orphaned_jobs", at_least=1, labels={"queue": QUEUE}),
+        "ImmichQueueOrphanedJobs",
     ),
-    "redis-down": Fault("Redis is stopped.", redis_down, Sign("redis_up", at_most=0)),
+    "redis-down": Fault("Redis is stopped.", redis_down, Sign("redis_up", at_most=0), "ImmichRedisDown"),
     "redis-not-writable": Fault(
-        "Redis cannot save its data and refuses writes.", redis_not_writable, Sign("redis_writable", at_most=0)
+        "Redis cannot save its data and refuses writes.",
+        redis_not_writable,
+        Sign("redis_writable", at_most=0),
+        "ImmichRedisNotWritable",
     ),
     "redis-memory-full": Fault(
         "Redis has used up the memory it may use and refuses writes.",
         redis_memory_full,
         Sign("redis_writable", at_most=0),
+        "ImmichRedisNotWritable",
     ),
     "redis-evicting-policy": Fault(
         "Redis may throw away jobs when memory gets short.",
         redis_evicting_policy,
         Sign("redis_eviction_policy_safe", at_most=0),
+        "ImmichRedisEvicting",
     ),
-    "postgres-down": Fault("Postgres is stopped.", postgres_down, Sign("postgres_up", at_most=0)),
+    "postgres-down": Fault("Postgres is stopped.", postgres_down, Sign("postgres_up", at_most=0), "ImmichPostgresDown"),
     "postgres-hung": Fault(
-        "Postgres accepts connections and does not answer.", postgres_hung, Sign("postgres_up", at_most=0)
+        "Postgres accepts connections and does not answer.",
+        postgres_hung,
+        Sign("postgres_up", at_most=0),
+        "ImmichPostgresDown",
     ),
     "postgres-connections": Fault(
         f"{MAX_CONNECTIONS - 5} of {MAX_CONNECTIONS} connections of Postgres are taken by a program that idles.",
         postgres_connections,
         Sign("postgres_connections", at_least=MAX_CONNECTIONS - 5, labels={"state": "idle"}),
+        "ImmichPostgresConnectionsNearLimit",
     ),
     "postgres-blocked": Fault(
         "A session of Postgres waits for a lock that another one keeps.",
         postgres_blocked,
         Sign("postgres_blocked_sessions", at_least=1),
+        "ImmichPostgresBlocked",
     ),
     "postgres-unsafe-setting": Fault(
         "Postgres is set to replace damaged pages by empty ones.",
         postgres_unsafe_setting,
         Sign("postgres_unsafe_setting", at_least=1, labels={"setting": "zero_damaged_pages"}),
+        "ImmichPostgresUnsafeSetting",
     ),
     "invalid-index": Fault(
-        "An index of the database failed to build.", invalid_index, Sign("postgres_invalid_indexes", at_least=1)
+        "An index of the database failed to build.",
+        invalid_index,
+        Sign("postgres_invalid_indexes", at_least=1),
+        "ImmichPostgresInvalidIndex",
     ),
     "damaged-page": Fault(
         "A page of a table is damaged on disk, and was read.",
         damaged_page,
         Sign("postgres_checksum_failures_total", at_least=1, labels={"database": "immich"}),
+        "ImmichPostgresChecksumFailures",
     ),
     "disk-nearly-full": Fault(
         f"The disk of the media folder ({SMALL_DISK_BYTES >> 20} MiB) has {LEFT_BYTES >> 20} MiB left.",
         disk_nearly_full,
         Sign("filesystem_avail_bytes", at_most=2 * LEFT_BYTES, labels={"role": "media"}),
+        "ImmichDiskFull",
         lambda: (
             None
             if _may_mount()
@@ -400,6 +425,7 @@ FAULTS: dict[str, Fault] = {
         "The media folder is gone, as when its disk is not mounted.",
         media_missing,
         Sign("filesystem_found", at_most=0, labels={"role": "media"}),
+        "ImmichMediaMountMissing",
     ),
 }
 

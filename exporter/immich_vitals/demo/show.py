@@ -197,7 +197,8 @@ def _break(world: World, exporter: _Exporter, name: str, ends: ExitStack) -> boo
         return fault.sign.seen(Readings(found))
 
     seen = _within(SHOW_SECONDS, shown, pause=0.5)
-    print(f"\n  {fault.sign.series}  {_value(fault, found)}  (before: {before})\n")
+    print(f"\n  {fault.sign.series}  {_value(fault, found)}  (before: {before})")
+    print(f"  {fault.alert} names it: docs/runbooks/{fault.alert}.md\n")
     _print_vital_signs(found)
     if not seen:
         print(f"immich-vitals demo: the exporter did not show it within {SHOW_SECONDS:.0f} s", file=sys.stderr)

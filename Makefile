@@ -9,7 +9,7 @@ help:
 	@echo "make test [ARGS=...]     all tests that this machine has the parts for"
 	@echo "make lint                ruff and mypy"
 	@echo "make bench [ARGS=...]    measure; writes docs/benchmarks.md"
-	@echo "make docs                write docs/metrics.md and docs/configuration.md anew"
+	@echo "make docs                write the reference pages in docs/ anew, and the frame of each runbook"
 	@echo "make golden              rewrite the expected.prom files; read the diff"
 
 .venv/ready: pyproject.toml constraints.txt scripts/venv
@@ -32,6 +32,7 @@ bench: .venv/ready
 docs: .venv/ready
 	.venv/bin/immich-vitals metrics > docs/metrics.md
 	.venv/bin/immich-vitals config > docs/configuration.md
+	@.venv/bin/python scripts/alerts
 
 golden: .venv/ready
 	.venv/bin/pytest --update-golden tests/collectors

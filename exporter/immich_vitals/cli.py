@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import socket
 import ssl
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
+from pathlib import Path
 
 from immich_vitals import __version__, config, logs, reference
 from immich_vitals.collector import Collector
@@ -84,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--fault", default=None, help="break something after the start; see --list-faults")
     demo.add_argument("--list-faults", action="store_true", default=False, help="what can be broken")
     demo.add_argument("--once", action="store_true", default=False, help="print the vital signs and end")
+    bundle = add("bundle", _bundle, "Write the alert rules, runbooks and dashboards that belong to this version.")
+    bundle.add_argument("folder", metavar="DIR", help="where to; made if it is not there")
+    bundle.add_argument("--runbook-url", type=_url, default=None, metavar="URL", help="where your runbooks are")
+    bundle.add_argument("--grafana-url", type=_url, default=None, metavar="URL", help="where your Grafana is")
+    bundle.add_argument("--force", action="store_true", default=False, help="replace files that are not ours, too")
     grants = add("grants", _grants, "Print SQL and a Redis ACL line for logins that may only read what is needed.")
     grants.add_argument("--role", default="immich_vitals", help="name of the Postgres role and Redis user")
     for name, command, about in (
@@ -172,6 +179,29 @@ def _demo(options: argparse.Namespace) -> int:
         return OK
     listen = getattr(options, OWN + "LISTEN_ADDRESS", [None])[-1]
     return demo.run(options.fault, listen=listen, once=options.once)
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from immich_vitals import bundling
+
+    try:
+        count = bundling.write(
+            Path(options.folder),
+            options.runbook_url or bundling.RUNBOOK_URL,
+            options.grafana_url or bundling.GRAFANA_URL,
+            force=options.force,
+        )
+    except bundling.BundleError as error:
+        print(f"immich-vitals bundle: {error}", file=sys.stderr)
+        return FAILED
+    print(f"{count} files in {options.folder}; alerts.md there says where each belongs")
+    return OK
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s\"'<>{}#\\]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no address: it begins with http:// or https://")
+    return text
 
 
 def _grants(options: argparse.Namespace) -> int:

@@ -11,7 +11,10 @@ collectors; every other one says what differs from it, and when:
           immich_vitals_queue_workers{queue="ocr"}: 0
           immich_vitals_redis_writable: gone     # no sample from here on
           immich_vitals_container_restarts_total{component="redis"}: +1/m    # one more each minute
-          immich_vitals_container_start_timestamp_seconds{component="redis"}: now
+          immich_vitals_container_start_timestamp_seconds{component="redis"}: now+60/m    # started again each minute
+      - at: 90
+        set:
+          immich_vitals_queue_*: back            # what it is in the healthy world
     alerts: [ImmichRedisDown, ImmichContainerStopped]   # all that fire at any time
     notifications: [ImmichRedisDown]                    # what is left after inhibition, the first one first
 """
@@ -19,7 +22,9 @@ collectors; every other one says what differs from it, and when:
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -33,6 +38,7 @@ DAY = 86400.0
 
 Labels = tuple[tuple[str, str], ...]
 Name = tuple[str, Labels]
+Grid = dict[Name, list[float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,15 @@ class World:
     about: str
     alerts: tuple[str, ...]
     notifications: tuple[str, ...]
-    series: Mapping[str, str] = field(repr=False)
-    """Series with the values of each minute in promtool's notation; the world's name is their instance."""
+    grid: Grid = field(repr=False)
+
+    def series(self) -> dict[str, str]:
+        """The values of each minute in promtool's notation; the world's name is the instance."""
+        return {_written(name, self.name): notation(map(_item, values)) for name, values in self.grid.items()}
+
+    def values(self, metric: str) -> list[float | None]:
+        """Of every series of this name."""
+        return [value for name, values in self.grid.items() if name[0] == metric for value in values]
 
 
 def worlds() -> list[World]:
@@ -55,17 +68,12 @@ def _read(path: Path) -> World:
     unknown = set(told) - {"about", "steps", "alerts", "notifications", "golden"}
     assert not unknown, f"{path.name}: unknown keys {unknown}"
     healthy = yaml.safe_load((FOLDER / "healthy.yml").read_text())
-    grid: dict[Name, list[float | None]] = {
-        name: [value] * (MINUTES + 1) for name, value in _exposed(healthy["golden"])
-    }
-    steps = list(healthy["steps"]) + ([] if path.stem == "healthy" else list(told.get("steps", [])))
-    for step in steps:
-        for selector, value in step["set"].items():
-            _change(grid, selector, int(step["at"]), value)
-    return World(
-        path.stem, told["about"], tuple(told["alerts"]), tuple(told["notifications"]),
-        {_written(name, path.stem): notation(map(_item, values)) for name, values in grid.items()},
-    )  # fmt: skip
+    well: Grid = {name: [value] * (MINUTES + 1) for name, value in _exposed(healthy["golden"])}
+    _take(healthy["steps"], well, well)
+    grid = {name: list(values) for name, values in well.items()}
+    if path.stem != "healthy":
+        _take(told.get("steps", []), grid, well)
+    return World(path.stem, told["about"], tuple(told["alerts"]), tuple(told["notifications"]), grid)
 
 
 def _exposed(cases: list[str]) -> Iterator[tuple[Name, float]]:
@@ -77,31 +85,37 @@ def _exposed(cases: list[str]) -> Iterator[tuple[Name, float]]:
                 yield (sample.name, tuple(sorted(sample.labels.items()))), value
 
 
-def _change(grid: dict[Name, list[float | None]], selector: str, at: int, value: object) -> None:
+def _take(steps: list[Mapping[str, Any]], grid: Grid, well: Grid) -> None:
+    for step in steps:
+        for selector, value in step["set"].items():
+            _change(grid, well, selector, int(step["at"]), value)
+
+
+def _change(grid: Grid, well: Grid, selector: str, at: int, value: object) -> None:
     """Change every series that the selector means from this minute on; make it where there is none."""
     name, labels = _parsed(selector)
-    meant = [key for key in grid if key[0] == name and labels.items() <= dict(key[1]).items()]
+    meant = [key for key in grid if fnmatchcase(key[0], name) and labels.items() <= dict(key[1]).items()]
     if not meant:
+        assert "*" not in name, f"no series is called {name}"
         meant = [(name, tuple(sorted(labels.items())))]
         grid[meant[0]] = [None] * (MINUTES + 1)
     for key in meant:
         values = grid[key]
         for minute in range(at, MINUTES + 1):
-            values[minute] = _value(value, values[at], minute - at, at)
+            if value == "back":
+                values[minute] = well[key][minute] if key in well else None
+            else:
+                values[minute] = _value(value, values[at], minute - at, at)
 
 
 def _value(value: object, before: float | None, minutes: int, at: int) -> float | None:
     if value == "gone":
         return None
-    if value == "now":
-        return at * 60.0
-    if isinstance(value, str):
-        slope = re.fullmatch(r"([+-][\d.e+]+)/m", value)
-        assert slope, f"{value!r} is no value of a step"
-        # The first change shows a minute after the step, as the sample at the step is where it starts from.
-        return (before or 0.0) + float(slope[1]) * minutes
-    assert isinstance(value, int | float), f"{value!r} is no value of a step"
-    return float(value)
+    found = re.fullmatch(r"(now)?(?:([+-][\d.e+]+)/m)?", str(value))
+    if found is None:
+        return float(str(value))
+    # The first change shows a minute after the step: the sample at the step is where it starts from.
+    return (at * 60.0 if found[1] else before or 0.0) + float(found[2] or 0) * minutes
 
 
 def _item(value: float | None) -> str:
@@ -109,7 +123,7 @@ def _item(value: float | None) -> str:
 
 
 def _parsed(selector: str) -> tuple[str, dict[str, str]]:
-    found = re.fullmatch(r"(\w+)(?:\{(.*)\})?", selector)
+    found = re.fullmatch(r"([\w*]+)(?:\{(.*)\})?", selector)
     assert found, f"{selector!r} is no series"
     return found[1], dict(re.findall(r'(\w+)="([^"]*)"', found[2] or ""))
 

@@ -1,6 +1,9 @@
 """Whole systems: a healthy one is silent, each broken one says what is wrong with it, and that alone."""
 
-from collections.abc import Mapping
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,23 +13,31 @@ from tests.support.promtool import Alert
 from tests.support.worlds import MINUTES, World, worlds
 
 WORLDS = {world.name: world for world in worlds()}
+TOGETHER = 4
+"""Worlds in one run of promtool, which reads 10,000 samples in a query at most."""
 HEARTBEAT = "ImmichVitalsHeartbeat"
 
 Timeline = Mapping[int, list[Alert]]
 
 
-@pytest.fixture(scope="session", params=promtool.programs() or ["promtool"])
-def timelines(request: pytest.FixtureRequest) -> Mapping[str, Timeline]:
-    """What fires in each world in each minute. All worlds are instances of one Prometheus: none disturbs another."""
+@pytest.fixture(scope="session")
+def timelines() -> Mapping[str, Timeline]:
+    """What fires in each world in each minute. Several are instances of one Prometheus: none disturbs another."""
     promtool.promtool()
-    series: dict[str, str] = {}
-    for world in WORLDS.values():
-        series.update(world.series)
-    found = promtool.firing(series, range(MINUTES + 1), program=request.param)
-    return {
-        name: {minute: [alert for alert in alerts if alert.get("instance") == name] for minute, alerts in found.items()}
-        for name in WORLDS
-    }
+    everything = list(WORLDS.values())
+    batches = [everything[start : start + TOGETHER] for start in range(0, len(everything), TOGETHER)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(itertools.chain.from_iterable(pool.map(_lived, batches)))
+
+
+def _lived(batch: Sequence[World]) -> list[tuple[str, Timeline]]:
+    series = {name: values for world in batch for name, values in world.series().items()}
+    found = promtool.firing(series, range(MINUTES + 1))
+    return [(world.name, {minute: _of(world, alerts) for minute, alerts in found.items()}) for world in batch]
+
+
+def _of(world: World, alerts: Sequence[Alert]) -> list[Alert]:
+    return [alert for alert in alerts if alert.get("instance") == world.name]
 
 
 @pytest.mark.promtool
@@ -52,15 +63,11 @@ def test_world_notifies_exactly_what_it_names(timelines: Mapping[str, Timeline],
 
 @pytest.mark.promtool
 def test_heartbeat_beats_in_every_world(timelines: Mapping[str, Timeline]) -> None:
-    """The dead-man's switch is held as long as data of the exporter arrives, whatever is broken."""
+    """The dead-man's switch is held as long as the exporter answers, whatever is broken."""
     for name, timeline in timelines.items():
-        if name != "exporter-down":
-            silent = [
-                minute
-                for minute, alerts in timeline.items()
-                if not any(alert["alertname"] == HEARTBEAT for alert in alerts)
-            ]
-            assert silent == [], name
+        if set(WORLDS[name].values("up")) == {1.0}:
+            beats = [any(alert["alertname"] == HEARTBEAT for alert in alerts) for alerts in timeline.values()]
+            assert all(beats), name
 
 
 @pytest.mark.promtool

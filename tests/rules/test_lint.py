@@ -1,7 +1,9 @@
 """What every rule must be: the checks of pint that matter here, and our own about reasons, ranks and runbooks."""
 
 import re
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import promql_parser as promql
 import pytest
@@ -213,14 +215,17 @@ def test_inhibitions_match_labels_that_alerts_have() -> None:
                 assert {found[1] for found in matchers if found} | set(rule["equal"]) <= has | {"component"}, name
 
 
-def _cases(alert: str) -> list[tuple[dict[str, object], list[dict[str, object]]]]:
-    found = []
-    for path in sorted((ROOT / "rules" / "tests").glob("*.test.yml")):
-        for test in yaml.safe_load(path.read_text())["tests"]:
-            asked = [case for case in test.get("alert_rule_test", []) if case["alertname"] == alert]
-            if asked:
-                found.append((test, asked))
-    return found
+@cache
+def _tests() -> list[dict[str, Any]]:
+    files = sorted((ROOT / "rules" / "tests").glob("*.test.yml"))
+    return [test for path in files for test in yaml.safe_load(path.read_text())["tests"]]
+
+
+def _cases(alert: str) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    asked = [
+        (test, [each for each in test.get("alert_rule_test", []) if each["alertname"] == alert]) for test in _tests()
+    ]
+    return [(test, cases) for test, cases in asked if cases]
 
 
 @pytest.mark.parametrize("alert", sorted({rule.name for rule in ALERTS}))

@@ -44,7 +44,8 @@ def test_missed_scrape(file: Path) -> None:
     told = yaml.safe_load(file.read_text())
     rules = [file.parent / name for name in told["rule_files"]]
     for test in told["tests"]:
-        assert seconds(test["interval"]) == 60, "tests scrape once a minute"
+        if seconds(test["interval"]) > 60:
+            continue  # A trend over days: a scrape of five minutes is missed together with the window of an alert.
         values = {each["series"]: list(_expanded(str(each["values"]))) for each in test["input_series"]}
         for minute, expected in _fired(test).items():
             for missed, asked in ((minute, minute), (minute - 1, minute + 1)):

@@ -61,10 +61,12 @@ def alerts() -> list[Rule]:
     return [rule for rule in rules() if rule.alert]
 
 
+@cache
 def recorded() -> dict[str, Rule]:
     return {rule.name: rule for rule in rules() if not rule.alert}
 
 
+@cache
 def metrics() -> dict[str, Metric]:
     """Every metric of the exporter by its full name."""
     return {each.full_name: each for kind in COLLECTORS for each in kind.metrics} | {
@@ -134,6 +136,7 @@ def _selected(selector: promql.VectorSelector) -> Shape:
     return Shape(has, target=not name.startswith((LIMIT, OWN_LIMIT)))
 
 
+@cache
 def _labels(name: str) -> frozenset[str]:
     if name in OTHERS or name.startswith(OWN_LIMIT):
         return OTHERS.get(name, frozenset())

@@ -47,12 +47,16 @@ def test_missed_scrape(file: Path) -> None:
         if seconds(test["interval"]) > 60:
             continue  # A trend over days: a scrape of five minutes is missed together with the window of an alert.
         values = {each["series"]: list(_expanded(str(each["values"]))) for each in test["input_series"]}
+        if any(HOLE in series for series in values.values()):
+            continue  # It has holes of its own, and says what they must not do.
         for minute, expected in _fired(test).items():
-            for missed, asked in ((minute, minute), (minute - 1, minute + 1)):
+            for missed in (minute, minute - 1):
                 with_hole = {name: promtool.notation(_without(series, missed)) for name, series in values.items()}
-                found = promtool.firing(with_hole, [asked], rules)[asked]
+                # Without the very scrape in which a fault began, its alert comes a scrape later.
+                asked = [minute, minute + 1] if missed < minute else [minute]
+                found = promtool.firing(with_hole, asked, rules)
                 for alert in expected:
-                    assert alert in found, f"{test.get('name')}: minute {asked} without the scrape of minute {missed}"
+                    assert any(alert in found[each] for each in asked), f"{test['name']}: minute {minute}, not {missed}"
 
 
 def _fired(test: dict[str, object]) -> dict[int, list[dict[str, str]]]:

@@ -52,14 +52,13 @@ class Lane:
         self.faults = faults
         self.world = ends.enter_context(World(feed_every=5.0))
         settings = {**self.world.environment(), "IMMICH_VITALS_DISABLE": "container,container_usage,host"}
-        exporter = Exporter(settings)
-        ends.callback(exporter.stop)
+        exporter = ends.enter_context(Exporter(settings))
         self.instance = f"127.0.0.1:{exporter.port}"
         self.told: dict[str, list[str]] = {}
 
     def run(self, prometheus: Prometheus, webhook: Webhook) -> None:
         for fault in self.faults:
-            self._settle(prometheus)
+            self._settle(prometheus, fault)
             before = len(self._heard(webhook))
             with FAULTS[fault].inject(self.world):
                 webhook.wait_for(lambda _, count=before: len(self._heard(webhook)) > count, PATIENCE)
@@ -73,12 +72,12 @@ class Lane:
             if alert.get("instance") == self.instance and receiver != "dead-mans-switch"
         ]
 
-    def _settle(self, prometheus: Prometheus) -> None:
+    def _settle(self, prometheus: Prometheus, fault: str) -> None:
         """Until the world is watched and nothing fires or is about to. Raises `AssertionError`."""
         until = time.monotonic() + PATIENCE
         healthy = f'immich_vitals_library_users{{instance="{self.instance}"}} > 0'
         while not prometheus.query(healthy) or prometheus.query(STEADY % self.instance):
-            assert time.monotonic() < until, prometheus.query(STEADY % self.instance)
+            assert time.monotonic() < until, f"before {fault}: {prometheus.query(STEADY % self.instance)}"
             time.sleep(0.5)
 
 

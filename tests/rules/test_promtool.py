@@ -1,7 +1,9 @@
 """The rules' own promtool tests, in every Prometheus there is; and the same once more with scrapes that were missed."""
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,21 +18,38 @@ ITEM = re.compile(
 )
 
 
+PROGRAMS = promtool.programs() or ["promtool"]
+
+
 def names(path: Path) -> str:
     return path.name
 
 
-@pytest.mark.promtool
-@pytest.mark.parametrize("program", promtool.programs() or ["promtool"])
-@pytest.mark.parametrize("file", FILES, ids=names)
-def test_rules(file: Path, program: str) -> None:
-    """The rules give what their promtool tests expect, in full."""
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Mapping[tuple[str, str], Future[None]]]:
+    """All the long runs of promtool, started at once; it uses one core in each."""
     promtool.promtool()
-    promtool.check(program, "test", "rules", str(file))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {
+            **{(file.name, "missed"): pool.submit(_miss_scrapes, file) for file in FILES},
+            **{
+                (file.name, program): pool.submit(promtool.check, program, "test", "rules", str(file))
+                for file in FILES
+                for program in PROGRAMS
+            },
+        }
 
 
 @pytest.mark.promtool
-@pytest.mark.parametrize("program", promtool.programs() or ["promtool"])
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("file", FILES, ids=names)
+def test_rules(runs: Mapping[tuple[str, str], Future[None]], file: Path, program: str) -> None:
+    """The rules give what their promtool tests expect, in full."""
+    runs[file.name, program].result()
+
+
+@pytest.mark.promtool
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_rules_load(program: str) -> None:
     """Prometheus would load every file."""
     promtool.promtool()
@@ -39,8 +58,12 @@ def test_rules_load(program: str) -> None:
 
 @pytest.mark.promtool
 @pytest.mark.parametrize("file", FILES, ids=names)
-def test_missed_scrape(file: Path) -> None:
+def test_missed_scrape(runs: Mapping[tuple[str, str], Future[None]], file: Path) -> None:
     """Whatever fires fires as well without this scrape, and a minute later at most without the one before."""
+    runs[file.name, "missed"].result()
+
+
+def _miss_scrapes(file: Path) -> None:
     told = yaml.safe_load(file.read_text())
     rules = [file.parent / name for name in told["rule_files"]]
     for test in told["tests"]:

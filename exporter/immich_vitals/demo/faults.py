@@ -328,7 +328,7 @@ FAULTS: dict[str, Fault] = {
         "The disk of the external library is away.",
         external_library_offline,
         Sign("library_external_offline_assets", at_least=24),
-        "ImmichExternalLibraryOffline",
+        "ImmichMediaMountMissing",
     ),
     "queue-paused": Fault(
         "The thumbnail queue is paused with 40 jobs in it.",

@@ -37,21 +37,32 @@ class _Worker:
             unix_socket_path=socket, client_name=worker_name(queue), decode_responses=True, socket_timeout=None
         )
         self._next_check = 0
+        self._begun = False
+        self._in_hand: str | None = None
 
     async def turn(self) -> None:
-        """Say that a worker lives when it is time to, then work off what waits, then wait for more."""
+        """Say that a worker lives when it is time to, then work off what waits, then wait for more.
+
+        As with BullMQ, no job is lost: one that a worker before this one left active waits again, and one in hand
+        while Redis did not answer is finished later.
+        """
+        while not self._begun and await self._client.rpoplpush(f"{self._key}:active", f"{self._key}:wait"):
+            pass
+        self._begun = True
         if milliseconds() >= self._next_check:
             await self._client.set(f"{self._key}:stalled-check", milliseconds(), ex=LOCK_SECONDS)
             self._next_check = milliseconds() + LOCK_SECONDS * 1000
-        while job := await self._take():
+        while job := self._in_hand or await self._take():
             await asyncio.sleep(WORK_SECONDS)
             await self._finish(job)
+            self._in_hand = None
         await self._blocking.bzpopmin(f"{self._key}:marker", BLOCK_SECONDS)
 
     async def _take(self) -> str | None:
         job = await self._client.rpoplpush(f"{self._key}:wait", f"{self._key}:active")
         if not isinstance(job, str):
             return None
+        self._in_hand = job
         await self._client.set(f"{self._key}:{job}:lock", "demo", ex=LOCK_SECONDS)
         await self._client.hset(f"{self._key}:{job}", mapping={"processedOn": milliseconds(), "ats": 1})
         await self._event("active", jobId=job, prev="waiting")

@@ -1,5 +1,6 @@
 """A real Prometheus with our rules, which waits less long than the rules say."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -17,17 +18,26 @@ from tests.support.rulebook import seconds
 from immich_vitals.demo.servers import free_port
 
 DURATION = re.compile(r"(?<=\[)\w+(?=\])|(?<=\[)\w+(?=:)|(?<=offset )\w+")
+AGE = re.compile(r"(?P<said>time\(\)[^<>]*[<>]=? (?:bool )?)(?P<seconds>\d+(?: \* \d+)*)\b")
 START_SECONDS = 30.0
 
 
 def hurried_rules(text: str, lasts: Callable[[float], float], window: Callable[[float], float]) -> str:
-    """A rules file with every `for` and `keep_firing_for`, and every window and offset, made shorter; nothing else."""
+    """A rules file with every `for` and `keep_firing_for`, window, offset and age made shorter, and nothing else.
+
+    An age is what `time() - ...` is compared with.
+    """
     read = yaml.safe_load(text)
     for rule in (rule for group in read["groups"] for rule in group["rules"]):
         for key in {"for", "keep_firing_for"} & set(rule):
             rule[key] = f"{lasts(seconds(rule[key])) * 1000:.0f}ms"
-        rule["expr"] = DURATION.sub(lambda found: f"{window(seconds(found[0])) * 1000:.0f}ms", rule["expr"])
+        expr = DURATION.sub(lambda found: f"{window(seconds(found[0])) * 1000:.0f}ms", rule["expr"])
+        rule["expr"] = AGE.sub(lambda found: f"{found['said']}{window(_product(found['seconds'])):g}", expr)
     return yaml.safe_dump(read, sort_keys=False)
+
+
+def _product(factors: str) -> float:
+    return math.prod(float(factor) for factor in factors.split(" * "))
 
 
 class Prometheus:

@@ -10,15 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from tests.support import alertmanager
-from tests.support.alertmanager import Alertmanager, Webhook
-from tests.support.exporter import Exporter
-from tests.support.inhibition import EXAMPLE
-from tests.support.prometheus import Prometheus, hurried_rules
-from tests.support.promtool import RULES
 
 from immich_vitals.demo import FAULTS
 from immich_vitals.demo.world import World
+from support import alertmanager
+from support.alertmanager import Alertmanager, Webhook
+from support.exporter import Exporter
+from support.inhibition import EXAMPLE
+from support.prometheus import Prometheus, hurried_rules
+from support.promtool import RULES
 
 LANES = 3
 LATCHED = ("damaged-page", "database-empty")

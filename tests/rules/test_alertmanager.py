@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.support import alertmanager
-from tests.support.inhibition import EXAMPLE, inhibitions, told
-from tests.support.rulebook import FOLDER
+
+from support import alertmanager
+from support.inhibition import EXAMPLE, inhibitions, told
+from support.rulebook import FOLDER
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from typing import Any
 import promql_parser as promql
 import pytest
 import yaml
-from tests.support import inhibition, rulebook
-from tests.support.rulebook import LIMIT, ROOT, Broken, Rule
+
+from support import inhibition, rulebook
+from support.rulebook import LIMIT, ROOT, Broken, Rule
 
 ALERTS = rulebook.alerts()
 RECORDED = list(rulebook.recorded().values())

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.support import promtool
-from tests.support.promtool import HOLE
-from tests.support.rulebook import FOLDER, seconds
+
+from support import promtool
+from support.promtool import HOLE
+from support.rulebook import FOLDER, seconds
 
 FILES = sorted((FOLDER / "tests").glob("*.test.yml"))
 ITEM = re.compile(

@@ -15,9 +15,9 @@ from typing import Self
 import httpx
 import pytest
 import yaml
-from tests.support.inhibition import EXAMPLE
 
 from immich_vitals.demo.servers import free_port
+from support.inhibition import EXAMPLE
 
 Alert = Mapping[str, str]
 START_SECONDS = 30.0

@@ -13,9 +13,9 @@ from typing import Self
 import httpx
 import pytest
 import yaml
-from tests.support.rulebook import seconds
 
 from immich_vitals.demo.servers import free_port
+from support.rulebook import seconds
 
 DURATION = re.compile(r"(?<=\[)\w+(?=\])|(?<=\[)\w+(?=:)|(?<=offset )\w+")
 AGE = re.compile(r"(?P<said>time\(\)[^<>]*[<>]=? (?:bool )?)(?P<seconds>\d+(?: \* \d+)*)\b")

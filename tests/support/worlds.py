@@ -28,7 +28,8 @@ from typing import Any
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from tests.support.promtool import HOLE, notation
+
+from support.promtool import HOLE, notation
 
 TESTS = Path(__file__).parents[1]
 FOLDER = TESTS / "worlds"

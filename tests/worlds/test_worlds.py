@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support import alertmanager, promtool
-from tests.support.inhibition import inhibitions, told
-from tests.support.promtool import Alert
-from tests.support.worlds import MINUTES, World, worlds
+
+from support import alertmanager, promtool
+from support.inhibition import inhibitions, told
+from support.promtool import Alert
+from support.worlds import MINUTES, World, worlds
 
 WORLDS = {world.name: world for world in worlds()}
 TOGETHER = 4

@@ -103,10 +103,11 @@ def test_alert_has_its_annotations(rule: Rule) -> None:
         assert INSTANCE in dashboard
     shape = rulebook.shape(promql.parse(rule.expr))
     assert shape is not None
-    there = shape.labels | set(rule.labels) | {"instance", "job"}
+    there = shape.labels | set(rule.labels) | rulebook.TARGET
     for template in [*rule.annotations.values(), *rule.labels.values()]:
         assert set(re.findall(r"\$labels\.(\w+)", template)) <= there
         assert not re.search(r"\$value\s*}}", template), "say the value in human units"
+        assert template.count("instance=%q") == template.count("instance=%q,cluster=%q"), "another cluster's facts"
         for name in re.findall(r"\bimmich_vitals_\w+", template):
             assert name in rulebook.metrics()
 

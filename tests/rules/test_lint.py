@@ -81,7 +81,8 @@ def test_alert_has_its_labels(rule: Rule) -> None:
     """severity, component, step and rank, from closed lists."""
     shape = rulebook.shape(promql.parse(rule.expr))
     assert shape is not None
-    assert set(rule.labels) - {"queue"} | ({"component"} & shape.labels) == {"severity", "component", "step", "rank"}
+    extra = {"queue", "blocks"}
+    assert set(rule.labels) - extra | ({"component"} & shape.labels) == {"severity", "component", "step", "rank"}
     assert rule.labels["severity"] in SEVERITIES or (
         rule.labels["severity"] == BY_COMPONENT and "component" in shape.labels
     )

@@ -121,7 +121,7 @@ def test_secrets_are_in_files() -> None:
 
 ALERT = {"severity": "critical", "component": "redis"}
 SITUATION = [
-    {"alertname": "ImmichDiskFull", "instance": "one", "severity": "critical", "role": "database"},
+    {"alertname": "ImmichDiskFull", "instance": "one", "severity": "critical", "role": "database", "blocks": "writes"},
     {"alertname": "ImmichRedisDown", "instance": "one", **ALERT},
     {"alertname": "ImmichRedisDown", "instance": "two", **ALERT},
     {"alertname": "ImmichRedisDown", "instance": "one", "cluster": "other", **ALERT},

@@ -24,7 +24,7 @@ LANES = 4
 LATCHED = ("damaged-page", "database-empty")
 """Their alerts stay for a while after the mend, so they come last."""
 PATIENCE = 90.0
-SYMPTOMS = 8.0
+SYMPTOMS = 12.0
 """Twice what the longest `for` is made into: by then every symptom would have been told."""
 STEADY = 'ALERTS{instance="%s",alertname!="ImmichVitalsHeartbeat"}'
 OWN_LIMITS = """
@@ -38,7 +38,7 @@ groups:
 
 
 def lasts(told: float) -> float:
-    return min(max(told / 60, 2.0), 4.0)
+    return min(max(told / 60, 2.0), 6.0)
 
 
 def window(told: float) -> float:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -73,6 +74,11 @@ class Project:
         """`docker stop`, `pause`, ... of one container."""
         self.engine.run(*what.split(), self.container(service))
 
+    def each(self, action: Callable[[str], None]) -> None:
+        """The same to every service, one after the other."""
+        for service in IMAGES:
+            action(service)
+
 
 @dataclass(frozen=True, slots=True)
 class Drill:
@@ -113,8 +119,8 @@ DRILLS = {
         ("ImmichContainerUnhealthy",),
     ),
     "photos-inside": Drill(lambda project: project.up("immich-server", media=False), ("ImmichMediaNotMounted",)),
-    "made-anew": Drill(lambda project: [project.up(service) for service in IMAGES] and None, ()),
-    "restarted": Drill(lambda project: [project.do("restart", service) for service in IMAGES] and None, ()),
+    "made-anew": Drill(lambda project: project.each(project.up), ()),
+    "restarted": Drill(lambda project: project.each(partial(project.do, "restart")), ()),
 }
 
 

@@ -18,8 +18,7 @@ from support.alertmanager import Alertmanager, Webhook
 from support.docker_engine import IMAGE, Engine, EngineError, why_not
 from support.exporter import Exporter
 from support.inhibition import EXAMPLE
-from support.prometheus import Prometheus, hurried_rules
-from support.promtool import RULES
+from support.prometheus import SYMPTOMS, Prometheus, hurried_rules
 
 pytestmark = pytest.mark.docker
 
@@ -31,16 +30,6 @@ IMAGES = {
 }
 RUNS = "trap 'exit 0' TERM; while :; do sleep 5 & wait $!; done"
 PATIENCE = 90.0
-SYMPTOMS = 12.0
-"""Twice what the longest `for` is made into: by then every symptom would have been told."""
-
-
-def lasts(told: float) -> float:
-    return min(max(told / 60, 2.0), 6.0)
-
-
-def window(told: float) -> float:
-    return min(max(told / 60, 6.0), 45.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +121,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, list
         assert not os.environ.get("FORBID_SKIPS"), reason
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("alerts-of-containers")
-    rules = []
-    for path in RULES:
-        rules.append(folder / path.name)
-        rules[-1].write_text(hurried_rules(path.read_text(), lasts, window))
+    rules = hurried_rules(folder / "rules")
     with ExitStack() as ends:
         webhook = ends.enter_context(Webhook())
         config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="2s")

@@ -17,15 +17,12 @@ from support import alertmanager
 from support.alertmanager import Alertmanager, Webhook
 from support.exporter import Exporter
 from support.inhibition import EXAMPLE
-from support.prometheus import Prometheus, hurried_rules
-from support.promtool import RULES
+from support.prometheus import SYMPTOMS, Prometheus, hurried_rules
 
 LANES = 4
 LATCHED = ("damaged-page", "database-empty")
 """Their alerts stay for a while after the mend, so they come last."""
 PATIENCE = 90.0
-SYMPTOMS = 12.0
-"""Twice what the longest `for` is made into: by then every symptom would have been told."""
 STEADY = 'ALERTS{instance="%s",alertname!="ImmichVitalsHeartbeat"}'
 OWN_LIMITS = """
 groups:
@@ -35,14 +32,6 @@ groups:
       - record: immich_vitals:own_limit:disk_will_fill_ratio
         expr: vector(0)
 """
-
-
-def lasts(told: float) -> float:
-    return min(max(told / 60, 2.0), 6.0)
-
-
-def window(told: float) -> float:
-    return min(max(told / 60, 6.0), 45.0)
 
 
 class Lane:
@@ -85,11 +74,9 @@ class Lane:
 def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, list[str]]]:
     """What was notified of each fault, first thing first."""
     folder = tmp_path_factory.mktemp("alerts")
-    rules = folder / "rules"
-    rules.mkdir()
-    for path in RULES:
-        (rules / path.name).write_text(hurried_rules(path.read_text(), lasts, window))
-    (rules / "own.rules.yml").write_text(OWN_LIMITS)
+    own = folder / "own.rules.yml"
+    own.write_text(OWN_LIMITS)
+    rules = [*hurried_rules(folder / "rules"), own]
     possible = [name for name, fault in FAULTS.items() if fault.impossible() is None]
     ordered = sorted(possible, key=lambda name: name in LATCHED)
     with ExitStack() as ends:
@@ -98,9 +85,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, list
         config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="2s")
         server = ends.enter_context(Alertmanager(folder / "alertmanager", config))
         targets = [lane.instance for lane in lanes]
-        prometheus = ends.enter_context(
-            Prometheus(folder / "prometheus", sorted(rules.iterdir()), targets, server.address)
-        )
+        prometheus = ends.enter_context(Prometheus(folder / "prometheus", rules, targets, server.address))
         with ThreadPoolExecutor(LANES) as pool:
             runs: list[Future[None]] = [pool.submit(lane.run, prometheus, webhook) for lane in lanes]
         for run in runs:

@@ -9,6 +9,7 @@ import promql_parser as promql
 import pytest
 import yaml
 
+from immich_vitals import bundling
 from support import inhibition, rulebook
 from support.rulebook import LIMIT, ROOT, Broken, Rule
 
@@ -16,8 +17,8 @@ ALERTS = rulebook.alerts()
 RECORDED = list(rulebook.recorded().values())
 SEVERITIES = {"critical", "warning", "info"}
 BY_COMPONENT = '{{ if eq $labels.component "machine_learning" }}warning{{ else }}critical{{ end }}'
-RUNBOOKS = "https://github.com/immich-vitals/immich-vitals/blob/main/docs/runbooks/"
-DASHBOARDS = "http://localhost:3000/d/immich-vitals-"
+RUNBOOKS = bundling.RUNBOOK_URL
+DASHBOARDS = f"{bundling.GRAFANA_URL}/d/immich-vitals-"
 UIDS = {"triage", "services", "storage", "postgres", "queues", "access"}
 INSTANCE = "?var-instance={{ $labels.instance | urlquery }}"
 COUNTS = {"rate", "increase", "irate", "resets", "changes", "max_over_time"}
@@ -97,7 +98,8 @@ def test_alert_has_its_annotations(rule: Rule) -> None:
     assert set(rule.annotations) == {"summary", "description", "runbook_url", "dashboard"}
     assert rule.annotations["summary"].endswith(".")
     assert re.search(r"First: .*\.$", rule.annotations["description"], re.DOTALL), "say what to do first"
-    assert rule.annotations["runbook_url"] == f"{RUNBOOKS}{rule.name}.md"
+    assert rule.annotations["runbook_url"] == f"{RUNBOOKS}/{rule.name}.md"
+    assert rule.annotations["dashboard"].startswith(DASHBOARDS)
     dashboard = rule.annotations["dashboard"].removeprefix(DASHBOARDS)
     assert dashboard.split("?")[0] in UIDS
     if rule.name not in WITHOUT_TARGET:

@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,11 +14,10 @@ import httpx
 import pytest
 import yaml
 
-from immich_vitals.demo.servers import free_port
 from support.inhibition import EXAMPLE
+from support.server import START_SECONDS, Server
 
 Alert = Mapping[str, str]
-START_SECONDS = 30.0
 LAST = "ToldAfterAllOthers"
 
 
@@ -114,50 +111,17 @@ class Webhook:
             self._changed.notify_all()
 
 
-class Alertmanager:
+class Alertmanager(Server):
     """Runs until the end of the block, with its data in the folder."""
 
     def __init__(self, folder: Path, config: str) -> None:
-        self._folder = folder
-        self._config = config
-        self.address = f"127.0.0.1:{free_port()}"
-
-    def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "alertmanager.yml").write_text(self._config)
-        with (self._folder / "alertmanager.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    program(), f"--web.listen-address={self.address}", "--cluster.listen-address=",
-                    "--config.file=alertmanager.yml", "--storage.path=data",
-                ],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder,
-            )  # fmt: skip
-        until = time.monotonic() + START_SECONDS
-        while not self._answers():
-            if time.monotonic() > until or self._process.poll() is not None:
-                self.__exit__(None, None, None)
-                raise AssertionError(f"Alertmanager did not start: {(self._folder / 'alertmanager.log').read_text()}")
-            time.sleep(0.05)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.wait(10)
+        super().__init__(folder, program(), config, "--cluster.listen-address=", "--storage.path=data")
 
     def post(self, alerts: Iterable[Alert]) -> None:
         """As Prometheus sends alerts that fire now."""
         now = datetime.now(UTC).isoformat()
         body = [{"labels": dict(alert), "annotations": {}, "startsAt": now} for alert in alerts]
         httpx.post(f"http://{self.address}/api/v2/alerts", json=body, timeout=10).raise_for_status()
-
-    def _answers(self) -> bool:
-        try:
-            return httpx.get(f"http://{self.address}/-/ready", timeout=1).status_code == 200
-        except httpx.HTTPError:
-            return False
 
 
 def notified(folder: Path, alerts: Iterable[Alert]) -> set[tuple[tuple[str, str], ...]]:

@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from immich_vitals.bundling import folders
 from immich_vitals.demo.faults import FAULTS, Fault
 from immich_vitals.demo.scratch import environment
 from immich_vitals.demo.servers import ServerError, free_port
@@ -219,7 +219,7 @@ def _start_prometheus(world: World, exporter: _Exporter) -> str | None:
     folder.mkdir()
     config = {
         "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
-        "rule_files": [str(path) for path in _rules()],
+        "rule_files": [str(path) for path in sorted(folders()["rules"].glob("*.rules.yml"))],
         "scrape_configs": [{"job_name": "immich", "static_configs": [{"targets": [exporter.address]}]}],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -230,16 +230,6 @@ def _start_prometheus(world: World, exporter: _Exporter) -> str | None:
         )  # fmt: skip
     up = _within(15.0, lambda: process.poll() is not None or _answers(address))
     return f"http://{address}/" if up and process.poll() is None else None
-
-
-def _rules() -> list[Path]:
-    """Our rules, as they lie in the package or in the repository."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "bundle" / "rules", package.parents[1] / "rules"):
-        found = sorted(folder.glob("*.rules.yml"))
-        if found:
-            return found
-    return []
 
 
 def _answers(address: str) -> bool:

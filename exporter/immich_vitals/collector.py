@@ -129,11 +129,13 @@ class Every:
 
     `seconds` is the configured interval. With `stretch` the real one is at least 50 times the duration of the
     last run, so that the collector uses no more than 2 % of one database or disk. A result older than three
-    intervals is not served.
+    intervals is not served. The very first scrape waits for the first result, unless the work is so slow that
+    `awaited` is False.
     """
 
     seconds: float
     stretch: bool = True
+    awaited: bool = True
 
     def interval(self, last_duration: float) -> float:
         """Seconds from one run to the next."""

@@ -119,6 +119,68 @@ class WatchedPath:
 
 
 @dataclass(frozen=True, slots=True)
+class LogConfig:
+    """Which logs to follow where Docker does not have them, by component, and the user's own signatures."""
+
+    files: Mapping[str, str]
+    units: Mapping[str, str]
+    catalogue: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """`user` is whom Immich writes as, (uid, gid); None: as its container says. `interval` in seconds."""
+
+    interval: float
+    user: tuple[int, int] | None
+    write_probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileConfig:
+    """How database and disk are compared. `quiet` are two minutes of the day, from and to; `rate` in files a second."""
+
+    interval: float
+    sample: int
+    audit: bool
+    rate: int
+    quiet: tuple[int, int] | None
+    wakes_disks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeConfig:
+    """Addresses without a slash at the end; None: not probed. Intervals in seconds."""
+
+    server: str | None
+    external: str | None
+    machine_learning: str | None
+    api_key: Secret | None
+    interval: float
+    upload_limit_interval: float
+    ca_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class BackupConfig:
+    """Globs of backups beside Immich's own dumps; `rate` in bytes a second."""
+
+    database: tuple[str, ...]
+    media: tuple[str, ...]
+    restore_test: Path | None
+    interval: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class PatrolConfig:
+    """Whether pages of Immich's tables are read, and how many in a second."""
+
+    enabled: bool
+    rate: int
+
+
+@dataclass(frozen=True, slots=True)
 class WebConfig:
     """What the web server listens on. `config_file` is the exporter toolkit's web configuration file."""
 
@@ -135,8 +197,17 @@ class Config:
     redis: RedisConfig | None
     docker: DockerConfig
     paths: tuple[WatchedPath, ...]
+    path_map: Mapping[str, Path]
+    state: Path | None
+    log: LogConfig
+    storage: StorageConfig
+    file: FileConfig
+    probe: ProbeConfig
+    backup: BackupConfig
+    patrol: PatrolConfig
     disabled: frozenset[str]
     library_interval: float
+    version_interval: float
     web: WebConfig
     log_level: str
 
@@ -165,8 +236,49 @@ def load(
             usage_interval=values.duration(OWN + "CONTAINER_USAGE_INTERVAL"),
         ),
         paths=_paths(values),
+        path_map=_path_map(values),
+        state=values.path(OWN + "STATE_PATH"),
+        log=LogConfig(
+            files=values.mapping(OWN + "LOG_FILES", COMPONENTS),
+            units=values.mapping(OWN + "LOG_UNITS", COMPONENTS),
+            catalogue=values.path(OWN + "LOG_CATALOGUE"),
+        ),
+        storage=StorageConfig(
+            interval=values.duration(OWN + "STORAGE_INTERVAL"),
+            user=_user(values),
+            write_probe=values.switch(OWN + "WRITE_PROBE"),
+        ),
+        file=FileConfig(
+            interval=values.duration(OWN + "FILE_INTERVAL"),
+            sample=values.number(OWN + "FILE_SAMPLE", 1, 100_000),
+            audit=values.switch(OWN + "FILE_AUDIT"),
+            rate=values.number(OWN + "FILE_RATE", 1, 10_000),
+            quiet=_quiet_hours(values),
+            wakes_disks=values.switch(OWN + "FILE_WAKES_DISKS"),
+        ),
+        probe=ProbeConfig(
+            server=_url(values, OWN + "SERVER_URL"),
+            external=_url(values, OWN + "EXTERNAL_URL"),
+            machine_learning=_url(values, OWN + "MACHINE_LEARNING_URL"),
+            api_key=values.secret(OWN + "API_KEY"),
+            interval=values.duration(OWN + "PROBE_INTERVAL"),
+            upload_limit_interval=values.duration(OWN + "UPLOAD_LIMIT_INTERVAL"),
+            ca_file=values.path(OWN + "PROBE_CA_FILE"),
+        ),
+        backup=BackupConfig(
+            database=values.listed(OWN + "DATABASE_BACKUPS"),
+            media=values.listed(OWN + "MEDIA_BACKUPS"),
+            restore_test=values.path(OWN + "RESTORE_TEST_FILE"),
+            interval=values.duration(OWN + "BACKUP_INTERVAL"),
+            rate=1e6 * values.number(OWN + "BACKUP_RATE", 1, 10_000),
+        ),
+        patrol=PatrolConfig(
+            enabled=values.switch(OWN + "PAGE_PATROL"),
+            rate=values.number(OWN + "PAGE_PATROL_RATE", 1, 100_000),
+        ),
         disabled=frozenset(values.listed(OWN + "DISABLE", tuple(collectors) or None)),
         library_interval=values.duration(OWN + "LIBRARY_INTERVAL"),
+        version_interval=values.duration(OWN + "VERSION_INTERVAL"),
         web=WebConfig(
             listen=_listen(values),
             config_file=values.path(OWN + "WEB_CONFIG_FILE"),
@@ -264,8 +376,8 @@ class _Values:
                 self._wrong(name, item, "is not known", _did_you_mean(item, choices))
         return tuple(dict.fromkeys(items))
 
-    def mapping(self, name: str, keys: Sequence[str]) -> dict[str, str]:
-        """`key=value` pairs, written with commas or as a YAML mapping."""
+    def mapping(self, name: str, keys: Sequence[str] | None) -> dict[str, str]:
+        """`key=value` pairs, written with commas or as a YAML mapping; without `keys`, any key will do."""
         raw = self._raw.get(name, BY_NAME[name].default)
         if not isinstance(raw, dict):
             pairs = self.listed(name)
@@ -273,11 +385,12 @@ class _Values:
             for pair in pairs:
                 key, equals, value = pair.partition("=")
                 if not equals or not value.strip():
-                    self._wrong(name, pair, "is not of the form key=value", f"write for example {keys[0]}=name")
+                    example = f"{keys[0]}=name" if keys else "/photos=/mnt/photos"
+                    self._wrong(name, pair, "is not of the form key=value", f"write for example {example}")
                 else:
                     raw[key.strip()] = value.strip()
         for key in raw:
-            if key not in keys:
+            if keys is not None and key not in keys:
                 self._wrong(name, key, "is not known", _did_you_mean(key, keys))
         return raw
 
@@ -559,6 +672,60 @@ def _paths(values: _Values) -> tuple[WatchedPath, ...]:
     watched = [WatchedPath(role, path) for role, path in found.items()]
     watched.extend(WatchedPath("external", Path(path)) for path in values.listed(OWN + "EXTERNAL_PATHS"))
     return tuple(watched)
+
+
+def _path_map(values: _Values) -> dict[str, Path]:
+    name = OWN + "PATH_MAP"
+    found = values.mapping(name, None)
+    for inside, here in found.items():
+        if not inside.startswith("/") or not here.startswith("/"):
+            values.mistake(name, f"{inside}={here} has a path without a leading slash", "write both from the root on")
+    return {inside.rstrip("/") or "/": Path(here) for inside, here in found.items()}
+
+
+def _user(values: _Values) -> tuple[int, int] | None:
+    name = OWN + "MEDIA_USER"
+    text = values.text(name)
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if text and not found:
+        values.mistake(name, f"{text!r} is not a user and a group", "write two numbers, as 1000:1000; `id` prints them")
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _quiet_hours(values: _Values) -> tuple[int, int] | None:
+    """Minutes of the day, from and to; a span may go over midnight."""
+    name = OWN + "FILE_QUIET_HOURS"
+    text = values.text(name)
+    found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-4]):([0-5]\d)", text)
+    if not found:
+        if text:
+            values.mistake(name, f"{text!r} is not a span of hours", "write for example 23:00-06:30")
+        return None
+    begin, end = int(found[1]) * 60 + int(found[2]), int(found[3]) * 60 + int(found[4])
+    if end > 1440 or begin == end:
+        values.mistake(name, f"{text!r} is not a span of hours", "write for example 23:00-06:30")
+    return begin, end
+
+
+def _url(values: _Values, name: str) -> str | None:
+    """An address without a slash or `/api` at its end."""
+    text = values.text(name)
+    if not text:
+        return None
+    mend = "write for example http://immich-server:2283 or https://photos.example.org"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        values.mistake(name, "its port is not a number from 1 to 65535", mend)
+        return None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        values.mistake(name, "the value is not an address that begins with http:// or https://", mend)
+        return None
+    if parts.username is not None or parts.query or parts.fragment:
+        values.mistake(name, "the value has a login, a query or a fragment in it", mend)
+        return None
+    return text.rstrip("/").removesuffix("/api")
 
 
 def _listen(values: _Values) -> tuple[str, ...]:

@@ -147,6 +147,12 @@ class _Watched:
     def on_timer(self) -> bool:
         return isinstance(self.collector.trigger, Every)
 
+    @property
+    def awaited(self) -> bool:
+        """On a timer, and without a first result that scrapes wait for."""
+        trigger = self.collector.trigger
+        return isinstance(trigger, Every) and trigger.awaited and self.shown is None
+
 
 class Runner:
     """All collectors of one exporter.
@@ -174,11 +180,7 @@ class Runner:
     def begin(self, allowed: float) -> Scrape:
         """Start or join the runs of one scrape that may take `allowed` seconds."""
         deadline = Deadline.after(allowed, self._clock)
-        runs = [
-            self._launch(watched, deadline)
-            for watched in self._watched
-            if not watched.on_timer or watched.shown is None
-        ]
+        runs = [self._launch(watched, deadline) for watched in self._watched if not watched.on_timer or watched.awaited]
         return Scrape(tuple(runs), deadline, allowed)
 
     def finish(self, scrape: Scrape) -> list[Sample]:
@@ -232,7 +234,7 @@ class Runner:
     @property
     def ready(self) -> bool:
         """True once every collector on a timer has ended, or overrun, its first run."""
-        return all(watched.shown is not None for watched in self._watched if watched.on_timer)
+        return not any(watched.awaited for watched in self._watched)
 
     # -- timers and event streams
 

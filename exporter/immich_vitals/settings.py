@@ -48,6 +48,11 @@ _REDIS = "Redis or Valkey (Immich's own names)"
 _OWN_LOGIN = "Logins of our own, with fewer rights"
 _DOCKER = "Docker or Podman"
 _PATHS = "Paths, as this process sees them"
+_LOGS = "Logs"
+_FILES = "Folders and files"
+_PROBES = "Probes"
+_BACKUPS = "Backups"
+_PATROL = "Page patrol of Postgres"
 _WORK = "What runs, and how often"
 _WEB = "Web"
 
@@ -89,9 +94,38 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(OWN + "MODEL_CACHE_PATH", "path", "Model cache of machine learning.", "", _PATHS),
     Setting(OWN + "TMP_PATH", "path", "Folder for temporary files of the server or the proxy.", "", _PATHS),
     Setting(OWN + "EXTERNAL_PATHS", "list", "Folders of external libraries.", "", _PATHS),
+    Setting(OWN + "PATH_MAP", "mapping", "Where this process sees folders that the server's container sees elsewhere, as `/mnt/photos=/external/photos`; the media folder needs no line.", "", _PATHS),
+    Setting(OWN + "STATE_PATH", "path", "A folder of our own that we may write to. It keeps the place in logs and audits over a restart; without it both begin anew.", "", _PATHS),
+    Setting(OWN + "LOG_FILES", "mapping", "Log files to follow where there is no Docker, as `server=/var/log/immich/server.log`.", "", _LOGS, choices=COMPONENTS),
+    Setting(OWN + "LOG_UNITS", "mapping", "Units of the systemd journal to follow where there is no Docker, as `server=immich-server.service`.", "", _LOGS, choices=COMPONENTS),
+    Setting(OWN + "LOG_CATALOGUE", "file", "A YAML file with signatures of your own, in the form of ours.", "", _LOGS),
+    Setting(OWN + "STORAGE_INTERVAL", "duration", "How often Immich's folders are looked at.", "5m", _FILES),
+    Setting(OWN + "MEDIA_USER", "text", "Whom Immich writes its files as, `uid:gid`; unset: as the server's container says.", "", _FILES),
+    Setting(OWN + "WRITE_PROBE", "switch", "Write and remove one small file in the media folder at each look. Needs it mounted writable; off by default, since we write nothing to Immich otherwise.", "false", _FILES),
+    Setting(OWN + "FILE_INTERVAL", "duration", "How often a sample of assets is compared with the files on disk.", "6h", _FILES),
+    Setting(OWN + "FILE_SAMPLE", "number", "How many assets are in a sample.", "200", _FILES),
+    Setting(OWN + "FILE_AUDIT", "switch", "Compare every file in the database with the disk, slowly and over and over.", "false", _FILES),
+    Setting(OWN + "FILE_RATE", "number", "Files looked at in a second, at most.", "20", _FILES),
+    Setting(OWN + "FILE_QUIET_HOURS", "text", "Hours in which no file is looked at, as `23:00-06:30`, in the time zone of TZ.", "", _FILES),
+    Setting(OWN + "FILE_WAKES_DISKS", "switch", "Look at files also on a disk that nobody has read for ten minutes and that may sleep.", "false", _FILES),
+    Setting(OWN + "SERVER_URL", "text", "Immich's own address, beside every proxy, as `http://immich-server:2283`.", "", _PROBES),
+    Setting(OWN + "EXTERNAL_URL", "text", "The address that phones use, as `https://photos.example.org`.", "", _PROBES),
+    Setting(OWN + "MACHINE_LEARNING_URL", "text", "Address of machine learning, as `http://immich-machine-learning:3003`.", "", _PROBES),
+    Setting(OWN + "API_KEY", "secret", "API key for the image probe, with the permissions `asset.view` and `asset.download`.", "", _PROBES),
+    Setting(OWN + "PROBE_INTERVAL", "duration", "How often the addresses are probed.", "60s", _PROBES),
+    Setting(OWN + "UPLOAD_LIMIT_INTERVAL", "duration", "How often the largest upload that the addresses take is asked for.", "1h", _PROBES),
+    Setting(OWN + "PROBE_CA_FILE", "file", "Certificates (PEM) to trust beside the system's, for an authority of your own.", "", _PROBES),
+    Setting(OWN + "DATABASE_BACKUPS", "list", "Dumps of the database by another tool than Immich: paths, in which `*` and `?` match.", "", _BACKUPS),
+    Setting(OWN + "MEDIA_BACKUPS", "list", "Backups of the media folder: paths, in which `*` and `?` match, or a file that your tool touches after each good run.", "", _BACKUPS),
+    Setting(OWN + "RESTORE_TEST_FILE", "path", "A file that you touch after each restore that you have tried and found good.", "", _BACKUPS),
+    Setting(OWN + "BACKUP_INTERVAL", "duration", "How often the backups are looked at.", "10m", _BACKUPS),
+    Setting(OWN + "BACKUP_RATE", "number", "Megabytes in a second that are read to check a new dump, at most.", "20", _BACKUPS),
+    Setting(OWN + "PAGE_PATROL", "switch", "Read every page of Immich's tables, slowly and over and over, to find damaged ones.", "false", _PATROL),
+    Setting(OWN + "PAGE_PATROL_RATE", "number", "Pages of 8 kB read in a second, at most.", "100", _PATROL),
     Setting(OWN + "DISABLE", "list", "Collectors to switch off, such as `host` beside a node_exporter.", "", _WORK),
     Setting(OWN + "LIBRARY_INTERVAL", "duration", "How often the library is counted; stretches itself on a slow database.", "5m", _WORK),
     Setting(OWN + "CONTAINER_USAGE_INTERVAL", "duration", "How often memory and CPU of containers are read.", "15s", _WORK),
+    Setting(OWN + "VERSION_INTERVAL", "duration", "How often versions are compared.", "10m", _WORK),
     Setting(OWN + "LOG_LEVEL", "choice", "How much is logged.", "info", _WORK, choices=("debug", "info", "warning", "error"), flag="--log.level"),
     Setting(OWN + "CONFIG_FILE", "file", "A YAML file with any of these settings; the environment wins over it.", "", _WORK, flag="--config.file"),
     Setting(OWN + "LISTEN_ADDRESS", "list", "Addresses to listen on, `host:port` or `:port`; the flag may be repeated.", ":12283", _WEB, flag="--web.listen-address"),

@@ -48,11 +48,13 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Something mounted into a container. `kind` is Docker's type (bind, volume, tmpfs, ...); `name` a volume's."""
+    """Something mounted into a container. `kind` is Docker's type (bind, volume, tmpfs, ...); `name` a volume's;
+    `source` is the path on the host, empty where it is not told."""
 
     kind: str
     name: str
     target: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class ContainerFacts:
 
     `image` is the reference that it was created from. `exit_code` is None while it runs or before its first run.
     `memory_limit` is None without one, `shm_size` when it is the host's. `mounts` is None when they are not told.
+    `user` is as given to the container or its image, `uid`, `uid:gid` or names; empty for root. `groups` are its
+    further groups (`group_add`).
     """
 
     name: str
@@ -79,6 +83,8 @@ class ContainerFacts:
     mounts: tuple[Mount, ...] | None
     env: Mapping[str, str]
     labels: Mapping[str, str]
+    user: str = ""
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +248,7 @@ def container_facts(raw: object) -> ContainerFacts:
     word = _STATE_OF.get(word, word)
     started = _moment(state.get("StartedAt"))
     ended = word in ("exited", "dead", "restarting", "removing") and started is not None
-    mounts = answer.get("Mounts")
+    mounts, groups = answer.get("Mounts"), host.get("GroupAdd")
     own_shm = not _text(host.get("IpcMode")).startswith(("host", "container:"))
     return ContainerFacts(
         name=name,
@@ -261,6 +267,8 @@ def container_facts(raw: object) -> ContainerFacts:
         mounts=tuple(_mount(each) for each in mounts) if isinstance(mounts, list) else None,
         env=_read_env(config.get("Env")),
         labels=_texts(config.get("Labels")),
+        user=_text(config.get("User")),
+        groups=tuple(_text(each) for each in groups) if isinstance(groups, list) else (),
     )
 
 
@@ -394,7 +402,7 @@ def _health(state: Mapping[str, object]) -> str:
 
 def _mount(raw: object) -> Mount:
     answer = _dict(raw)
-    return Mount(_text(answer.get("Type")), _text(answer.get("Name")), _text(answer.get("Destination")))
+    return Mount(*(_text(answer.get(key)) for key in ("Type", "Name", "Destination", "Source")))
 
 
 def _read_env(raw: object) -> dict[str, str]:

@@ -31,7 +31,7 @@ def metrics(form: str) -> str:
         "",
         "A value that is not known is no sample. A collector that fails gives no values and says so in",
         "`immich_vitals_collector_success`. Times are seconds since the epoch, sizes bytes, ratios from 0 to 1.",
-        "Beside these, the usual `process_*` and `python_*` metrics describe the exporter's own process.",
+        "Beside these, the usual `process_*` metrics and `python_info` describe the exporter's own process.",
     ]
     for name, about, declared in groups:
         lines += ["", f"## {name}", "", about, "", "| Metric | Type | Labels | Meaning |", "|---|---|---|---|"]

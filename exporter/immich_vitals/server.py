@@ -23,7 +23,7 @@ from urllib.parse import parse_qs
 
 import h11
 import uvicorn
-from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector as PrometheusCollector
@@ -73,7 +73,6 @@ class _Families(PrometheusCollector):
 _PROCESS = CollectorRegistry()
 ProcessCollector(registry=_PROCESS)
 PlatformCollector(registry=_PROCESS)
-GCCollector(registry=_PROCESS)
 
 
 def exposition(

@@ -185,19 +185,19 @@ def test_many_events(client: "redis.Redis", collector: QueueCollector) -> None:
     """More events than are read at once are all counted, each once."""
     run(collector)
     add_events(client, "ocr", "completed", 2 * EVENTS_AT_ONCE + 7)
-    add_events(client, "library", "added", EVENTS_AT_ONCE)
+    add_events(client, "library", "stalled", EVENTS_AT_ONCE)
     client.hset("immich_bull:ocr:meta", "version", "bullmq:5.71.0")
     client.hset("immich_bull:library:meta", "version", "bullmq:5.71.0")
     for _ in range(2):
         found = run(collector)
         assert events(found, "ocr") == {"completed": 2 * EVENTS_AT_ONCE + 7}
-        assert events(found, "library") == {"added": EVENTS_AT_ONCE}
+        assert events(found, "library") == {"stalled": EVENTS_AT_ONCE}
 
 
 def test_trimmed_events(client: "redis.Redis", collector: QueueCollector) -> None:
     """Events that were trimmed before they were read are lost; those still there are counted."""
     client.hset("immich_bull:ocr:meta", "version", "bullmq:5.71.0")
-    add_events(client, "ocr", "added", 5)
+    add_events(client, "ocr", "stalled", 5)
     run(collector)
     add_events(client, "ocr", "completed", 50, maxlen=20, approximate=False)
     assert events(run(collector), "ocr") == {"completed": 20}
@@ -208,15 +208,15 @@ def test_emptied_redis(client: "redis.Redis", collector: QueueCollector, clock: 
     """After FLUSHALL counting goes on, also when the ids of new events are lower than those already read."""
     client.hset("immich_bull:ocr:meta", "version", "bullmq:5.71.0")
     run(collector)
-    add_events(client, "ocr", "added", 3)
-    assert events(run(collector), "ocr") == {"added": 3}
+    add_events(client, "ocr", "stalled", 3)
+    assert events(run(collector), "ocr") == {"stalled": 3}
     client.flushall()
     assert run(collector) == {}
     client.hset("immich_bull:ocr:meta", "version", "bullmq:5.71.0")
-    client.xadd("immich_bull:ocr:events", {"event": "added"}, id="*" if clock == "goes on" else "5-1")
+    client.xadd("immich_bull:ocr:events", {"event": "stalled"}, id="*" if clock == "goes on" else "5-1")
     client.xadd("immich_bull:ocr:events", {"event": "active"}, id="*" if clock == "goes on" else "5-2")
-    assert events(run(collector), "ocr") == {"added": 4, "active": 1}
-    assert events(run(collector), "ocr") == {"added": 4, "active": 1}
+    assert events(run(collector), "ocr") == {"stalled": 4, "active": 1}
+    assert events(run(collector), "ocr") == {"stalled": 4, "active": 1}
 
 
 def test_interrupted_reading_counts_nothing_twice(redis_server: Redis, client: "redis.Redis") -> None:
@@ -247,12 +247,12 @@ def test_least_rights(redis_server: Redis, client: "redis.Redis", context: Conte
     fill(client, cases("queue")[0].parent / "orphaned" / "redis.json")
     collector = at(redis_server.port, username="vitals", password=Secret(PASSWORD))
     run(collector)
-    add_events(client, "sidecar", "added", 1)
+    add_events(client, "sidecar", "stalled", 1)
     found = run(collector, context)
     collector.close()
     assert found["queue_orphaned_jobs", "metadataExtraction"] == 2
     assert found["queue_workers", "sidecar"] == 0
-    assert events(found, "sidecar") == {"added": 1}
+    assert events(found, "sidecar") == {"stalled": 1}
     assert context.remarks == []
 
 
@@ -278,6 +278,6 @@ def test_missing_right(redis_server: Redis, client: "redis.Redis", missing: str)
     with pytest.raises(Unavailable, match=f"run {missing.upper()}$") as caught:
         run(collector)
         client.lpush("immich_bull:ocr:active", "1")
-        add_events(client, "ocr", "added", 1)
+        add_events(client, "ocr", "stalled", 1)
         run(collector)
     assert "immich-vitals grants" in caught.value.mend

@@ -26,15 +26,10 @@ KNOWN_QUEUES: tuple[str, ...] = (
 )  # fmt: skip
 # Immich dropped these in 1.92 and 1.93; an upgraded Redis may keep their traces, where no worker will ever come.
 GONE_QUEUES = frozenset(("objectTagging", "recognizeFaces"))
-# Names of BullMQ's events; what is not among them counts as `other`.
-EVENTS_FROM_START = ("added", "active", "completed", "failed", "stalled")
-KNOWN_EVENTS = frozenset(
-    (
-        *EVENTS_FROM_START, "waiting", "waiting-children", "delayed", "progress", "retries-exhausted", "removed",
-        "cleaned", "duplicated", "deduplicated", "debounced", "drained", "paused", "resumed", "error",
-    )
-)  # fmt: skip
-OTHER = "other"
+# The events of BullMQ that are counted. A job's others (added, waiting, drained, ...) say nothing more of throughput,
+# and would be a hundred series.
+EVENTS_FROM_START = ("active", "completed", "failed")
+COUNTED_EVENTS = frozenset((*EVENTS_FROM_START, "stalled", "progress"))
 
 ACTIVE_LOOKED_AT = 50  # per queue, the oldest; Immich runs 1 to 5 jobs per queue unless told otherwise
 TAIL = 4  # of a waiting list: the oldest job, and the marks that BullMQ 4 may have put beside it
@@ -250,7 +245,7 @@ class Queues:
         name = text(key).removeprefix(f"{PREFIX}:").removesuffix(":events")
         stream = self._streams[name]
         new = items(entries)
-        stream.counts.update(_event_name(entry) for entry in new)
+        stream.counts.update(event for entry in new if (event := _event_name(entry)) in COUNTED_EVENTS)
         stream.read_to = _event_id(items(new[-1])[0])
         return name if len(new) == EVENTS_AT_ONCE else None
 
@@ -332,7 +327,5 @@ def _event_name(entry: Reply) -> str:
     _, fields = items(entry)
     words = items(fields)
     if len(words) > 1 and words[0] == b"event":  # BullMQ writes it first
-        name = text(words[1])
-    else:
-        name = text(dict(zip(map(text, words[::2]), words[1::2], strict=True)).get("event"))
-    return name if name in KNOWN_EVENTS else OTHER
+        return text(words[1])
+    return text(dict(zip(map(text, words[::2]), words[1::2], strict=True)).get("event"))

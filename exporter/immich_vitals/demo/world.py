@@ -1,6 +1,7 @@
 """A small Immich without Immich: its database, its queues with workers, its media folder, all of them real."""
 
 import gzip
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Self
 
 from psycopg import sql
 
+from immich_vitals.demo.logs import Logs
 from immich_vitals.demo.photos import VERSION, Library, make_library
 from immich_vitals.demo.queues import create_queues, queue_names, worker_name
 from immich_vitals.demo.schema import Connection, create_schema
@@ -22,6 +24,9 @@ from immich_vitals.demo.servers import START_SECONDS, Postgres, Redis, ServerErr
 
 DATABASE = "immich"
 MAX_CONNECTIONS = 40
+# What is looked at now and then is looked at every two seconds here.
+TIMERS = ("LIBRARY", "STORAGE", "FILE", "BACKUP", "VERSION")
+NIGHTS = 3
 
 
 class World:
@@ -34,6 +39,7 @@ class World:
     postgres: Postgres
     redis: Redis
     library: Library
+    logs: Logs
 
     def __init__(self, feed_every: float = 0.0) -> None:
         self._feed_every = feed_every
@@ -47,7 +53,9 @@ class World:
             self.redis = Redis(self.folder / "redis")
             self.library = make_library(self.media, self.external)
             self.fill_database()
-            self._dump()
+            self.back_up()
+            self.logs = Logs(self.folder / "logs", self.postgres.log, self.redis.log)
+            self.state.mkdir()
             with self.redis.client() as client:
                 create_queues(client)
             ends.callback(self._forget_children)
@@ -68,6 +76,21 @@ class World:
     def external(self) -> Path:
         return self.folder / "old-disk"
 
+    @property
+    def state(self) -> Path:
+        """Where an exporter keeps what it must know after a restart."""
+        return self.folder / "state"
+
+    @property
+    def photos_backed_up(self) -> Path:
+        """The file that another tool touches when it has copied the media folder."""
+        return self.folder / "photos-backed-up"
+
+    @property
+    def restore_tried(self) -> Path:
+        """The file that a person touches when a restore has been tried."""
+        return self.folder / "restore-tried"
+
     def environment(self) -> Mapping[str, str]:
         """The settings with which an exporter watches this world."""
         return {
@@ -76,7 +99,15 @@ class World:
             "IMMICH_MEDIA_LOCATION": str(self.media),
             "IMMICH_VITALS_DATABASE_PATH": str(self.postgres.data),
             "IMMICH_VITALS_EXTERNAL_PATHS": str(self.external),
-            "IMMICH_VITALS_LIBRARY_INTERVAL": "2s",
+            "IMMICH_VITALS_STATE_PATH": str(self.state),
+            "IMMICH_VITALS_LOG_FILES": self.logs.setting(),
+            "IMMICH_VITALS_MEDIA_BACKUPS": str(self.photos_backed_up),
+            "IMMICH_VITALS_RESTORE_TEST_FILE": str(self.restore_tried),
+            "IMMICH_VITALS_FILE_RATE": "1000",
+            "IMMICH_VITALS_FILE_WAKES_DISKS": "true",
+            "IMMICH_VITALS_PAGE_PATROL": "true",
+            "IMMICH_VITALS_PAGE_PATROL_RATE": "2000",
+            **{f"IMMICH_VITALS_{what}_INTERVAL": "2s" for what in TIMERS},
         }
 
     def connect(self) -> Connection:
@@ -131,16 +162,21 @@ class World:
         self.stop_workers()
         self.redis.stop()
 
-    def _dump(self) -> None:
-        """Last night's dump, made by the real pg_dump and named as Immich names it."""
+    def back_up(self) -> None:
+        """The dumps of the last nights, made by the real pg_dump and named as Immich names them."""
         with self.connect() as connection:
             server = connection.info.parameter_status("server_version")
         dump = subprocess.run(
             [str(self.postgres.binaries / "pg_dump"), "--dbname", self.postgres.dsn(DATABASE)],
             stdout=subprocess.PIPE, check=True, env={**environment(), "LC_ALL": "C.UTF-8"},
         )  # fmt: skip
-        night = datetime.now().replace(hour=2, minute=0, second=0)
+        packed = gzip.compress(dump.stdout, 6)
+        night = datetime.now().replace(hour=2, minute=0, second=0, microsecond=0)
         if night > datetime.now():
             night -= timedelta(days=1)
-        name = f"immich-db-backup-{night:%Y%m%dT%H%M%S}-v{VERSION}-pg{server}.sql.gz"
-        (self.media / "backups" / name).write_bytes(gzip.compress(dump.stdout, 6))
+        for each in (night - timedelta(days=days) for days in range(NIGHTS)):
+            path = self.media / "backups" / f"immich-db-backup-{each:%Y%m%dT%H%M%S}-v{VERSION}-pg{server}.sql.gz"
+            path.write_bytes(packed)
+            os.utime(path, (each.timestamp(), each.timestamp()))
+        for touched in (self.photos_backed_up, self.restore_tried):
+            touched.touch()

@@ -24,7 +24,7 @@ _STATE_OF = {"configured": "created", "initialized": "created", "stopped": "exit
 # The only variables that are read out of a container; all others may be secrets.
 _READ_ENV = (
     "IMMICH_MEDIA_LOCATION", "IMMICH_WORKERS_INCLUDE", "IMMICH_WORKERS_EXCLUDE", "IMMICH_SOURCE_REF",
-    "PG_VERSION", "VALKEY_VERSION", "REDIS_VERSION", "NGINX_VERSION",
+    "PG_VERSION", "VALKEY_VERSION", "REDIS_VERSION", "NGINX_VERSION", "PUID", "PGID",
 )  # fmt: skip
 # One container whose daemon-side lock is stuck must not use up the time of the others.
 ONE_CONTAINER_SECONDS = 1.0
@@ -49,12 +49,13 @@ class Listed:
 @dataclass(frozen=True, slots=True)
 class Mount:
     """Something mounted into a container. `kind` is Docker's type (bind, volume, tmpfs, ...); `name` a volume's;
-    `source` is the path on the host, empty where it is not told."""
+    `source` is the path on the host, empty where it is not told; `writable` for the container."""
 
     kind: str
     name: str
     target: str
     source: str = ""
+    writable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ class ContainerFacts:
     `image` is the reference that it was created from. `exit_code` is None while it runs or before its first run.
     `memory_limit` is None without one, `shm_size` when it is the host's. `mounts` is None when they are not told.
     `user` is as given to the container or its image, `uid`, `uid:gid` or names; empty for root. `groups` are its
-    further groups (`group_add`).
+    further groups (`group_add`). `root_overrides`: its root is above the permissions of files, as root is unless the
+    capability DAC_OVERRIDE was dropped. `own_users`: its user numbers are the host's (`userns_mode: host`), whatever
+    the engine does with those of others.
     """
 
     name: str
@@ -85,6 +88,8 @@ class ContainerFacts:
     labels: Mapping[str, str]
     user: str = ""
     groups: tuple[str, ...] = ()
+    root_overrides: bool = True
+    own_users: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +185,21 @@ class Docker:
                     facts[container] = found
         return Read(facts, frozenset(gone), failure)
 
+    def maps_users(self, deadline: Deadline) -> bool | None:
+        """Whether the engine gives its containers other user numbers than the host's: rootless, or `userns-remap`.
+
+        None when a filtering proxy does not let us ask.
+        """
+        try:
+            found = _dict(self._connection().get("/info", deadline, longest=ONE_CONTAINER_SECONDS))
+        except Unavailable:
+            return None
+        options = found.get("SecurityOptions")
+        if not found:
+            return None
+        words = " ".join(_text(each) for each in options) if isinstance(options, list) else ""
+        return "name=rootless" in words or "name=userns" in words
+
     def usage(self, container: str, deadline: Deadline) -> UsageFacts | None:
         """Memory and CPU of one running container, or None when it is gone. Takes about a second on some versions."""
         params = {"stream": "false", "one-shot": "true"}
@@ -269,6 +289,8 @@ def container_facts(raw: object) -> ContainerFacts:
         labels=_texts(config.get("Labels")),
         user=_text(config.get("User")),
         groups=tuple(_text(each) for each in groups) if isinstance(groups, list) else (),
+        root_overrides=_overrides(host),
+        own_users=_text(host.get("UsernsMode")) == "host",
     )
 
 
@@ -402,7 +424,20 @@ def _health(state: Mapping[str, object]) -> str:
 
 def _mount(raw: object) -> Mount:
     answer = _dict(raw)
-    return Mount(*(_text(answer.get(key)) for key in ("Type", "Name", "Destination", "Source")))
+    kind, name, target, source = (_text(answer.get(key)) for key in ("Type", "Name", "Destination", "Source"))
+    return Mount(kind, name, target, source, writable=answer.get("RW") is not False)
+
+
+def _overrides(host: Mapping[str, object]) -> bool:
+    """Whether root in a container with this HostConfig has the capability DAC_OVERRIDE, as it has by default."""
+    added, dropped = (
+        {_text(each).upper().removeprefix("CAP_") for each in found} if isinstance(found, list) else set()
+        for found in (host.get("CapAdd"), host.get("CapDrop"))
+    )
+    if host.get("Privileged") is True or "DAC_OVERRIDE" in added:
+        return True
+    # What is added by name stays when ALL is dropped, and the other way round.
+    return "DAC_OVERRIDE" not in dropped and ("ALL" not in dropped or "ALL" in added)
 
 
 def _read_env(raw: object) -> dict[str, str]:

@@ -52,12 +52,14 @@ class Look:
 @dataclass(frozen=True, slots=True)
 class Mount:
     """One line of mountinfo. `device` is major:minor. `readonly` is of the file system as a whole: a read-only mount
-    of a writable one, such as the one that we may have been given, does not count."""
+    of a writable one, such as the one that we may have been given, does not count. `source` is what is mounted: a
+    device, a ZFS dataset, an export of a file server."""
 
     point: str
     fstype: str
     device: str
     readonly: bool
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,7 @@ def _mount(line: str) -> Mount | None:
         fstype=last[0],
         device=words[2],
         readonly="ro" in options or "emergency_ro" in options,  # the latter: ext4 after an error, Linux 6.15
+        source=last[1],
     )
 
 

@@ -53,13 +53,14 @@ class Look:
 class Mount:
     """One line of mountinfo. `device` is major:minor. `readonly` is of the file system as a whole: a read-only mount
     of a writable one, such as the one that we may have been given, does not count. `source` is what is mounted: a
-    device, a ZFS dataset, an export of a file server."""
+    device, a ZFS dataset, an export of a file server; `options` are the file system's own."""
 
     point: str
     fstype: str
     device: str
     readonly: bool
     source: str = ""
+    options: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +167,14 @@ def _mount(line: str) -> Mount | None:
     words, last = ours.split(" "), theirs.split(" ")
     if len(words) < 6 or len(last) < 3:
         return None
-    options = last[2].split(",")
+    options = frozenset(last[2].split(","))
     return Mount(
         point=_OCTAL.sub(lambda escape: chr(int(escape[1], 8)), words[4]),
         fstype=last[0],
         device=words[2],
         readonly="ro" in options or "emergency_ro" in options,  # the latter: ext4 after an error, Linux 6.15
         source=last[1],
+        options=options,
     )
 
 

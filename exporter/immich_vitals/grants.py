@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from immich_vitals.sources.immich_schema import COLUMNS, NAMES, SWITCHES_FUNCTION, SWITCHES_SCHEMA
+from immich_vitals.sources.immich_schema import COLUMNS, FILE_COLUMNS, NAMES, SWITCHES_FUNCTION, SWITCHES_SCHEMA
 from immich_vitals.sources.library import switches_sql
 
 PASSWORD = "REPLACE-WITH-A-PASSWORD"
@@ -21,16 +21,15 @@ def grants_sql(database: str, role: str) -> str:
     To be run in that database by a superuser; may be run again. It asks the catalogue for the tables and columns
     there are, so it fits every version of Immich.
     """
-    wanted = ",\n      ".join(
-        f"({_array(NAMES[use])}, {_array(columns)})" for use, columns in COLUMNS.items() if use != "exif"
-    )
+    uses = dict.fromkeys((*COLUMNS, *FILE_COLUMNS))
+    columns = {use: list(dict.fromkeys((*COLUMNS.get(use, ()), *FILE_COLUMNS.get(use, ())))) for use in uses}
+    wanted = ",\n      ".join(f"({_array(NAMES[use])}, {_array(columns[use])})" for use in uses)
     return _SQL.format(
         database=_literal(database),
         role=_literal(role),
         password=_literal(PASSWORD),
         names=_array([name for names in NAMES.values() for name in names]),
         wanted=wanted,
-        exif=_array(NAMES["exif"]),
         schema=SWITCHES_SCHEMA,
         function=SWITCHES_FUNCTION,
         metadata=switches_sql("%%1$I.system_metadata", None),
@@ -62,7 +61,10 @@ _SQL = """\
 -- What the role gets:
 -- * pg_read_all_stats, to see the state and age of other people's sessions. Without it they count as `unknown` and
 --   long transactions stay unseen. pg_monitor would do too, but also opens all settings and the list of WAL files.
--- * SELECT on single columns: types, states and dates of assets, which files they have; no names, paths or e-mail.
+-- * SELECT on single columns: types, states and dates of assets, which files they have; no names, titles or e-mail.
+-- * Among them the paths and sizes of files, for the collector `file`, which looks whether each is still on disk. A
+--   path may name a person, where a storage label or an external library does. It goes nowhere: not into a metric, a
+--   log or a message. Without it, REVOKE SELECT ("originalPath") and set IMMICH_VITALS_DISABLE=file: all else works.
 -- * A function that gives the five switches of machine learning. Immich keeps its passwords for SMTP and OAuth in the
 --   same column as those, so the column itself stays closed.
 --
@@ -103,13 +105,7 @@ BEGIN
         SELECT c.oid FROM pg_class c WHERE c.relnamespace = to_regnamespace(quote_ident(place))
           AND c.relkind IN ('r', 'p') AND c.relname = ANY (w.names) ORDER BY array_position(w.names, c.relname::text)
         LIMIT 1) AS oid
-      FROM (
-        SELECT names, columns FROM wanted
-        -- Before 1.93 only a row in exif tells that metadata was extracted.
-        UNION ALL SELECT {exif}, ARRAY['assetId'] WHERE NOT EXISTS (
-          SELECT FROM pg_attribute
-          WHERE attrelid = to_regclass(format('%I.asset_job_status', place)) AND attname = 'metadataExtractedAt')
-      ) w
+      FROM wanted w
     )
     SELECT t.oid::regclass AS name, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns
     FROM tables t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = ANY (t.columns) AND NOT a.attisdropped

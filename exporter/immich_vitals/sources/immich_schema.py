@@ -18,6 +18,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "smart_search": ("smart_search",),
     "exif": ("asset_exif", "exif"),
     "user": ("user", "users"),
+    "person": ("person",),
     "metadata": ("system_metadata",),
     "config": ("system_config",),
     "kysely_migrations": ("kysely_migrations",),
@@ -41,6 +42,18 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "user": ("id", "deletedAt"),
     "kysely_migrations": ("name",),
     "migrations": ("id",),
+}  # fmt: skip
+
+# The further columns that the file collector may read, which `immich-vitals grants` opens, too: where each file is.
+FILE_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "asset": (
+        "id", "deletedAt", "isOffline", "isExternal", "originalPath", "previewPath", "resizePath", "thumbnailPath",
+        "webpPath", "encodedVideoPath", "sidecarPath",
+    ),
+    "file": ("id", "assetId", "type", "path"),
+    "exif": ("assetId", "fileSizeInByte"),
+    "person": ("id", "thumbnailPath"),
+    "user": ("id", "deletedAt", "profileImagePath"),
 }  # fmt: skip
 
 # Where the switches are when the function of grants.py is not: readable by Immich's own role.
@@ -95,6 +108,10 @@ class ImmichSchema:
             needed.update(SETTINGS_COLUMNS)
         if not self.metadata_in_exif:
             del needed["exif"]
+        return self.closed(needed)
+
+    def closed(self, needed: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """Those of the needed columns, as `table.column`, that are there and that our role may not read."""
         return tuple(
             f"{table.name}.{column}"
             for use, table in self.tables.items()

@@ -174,10 +174,12 @@ class BackupConfig:
 
 @dataclass(frozen=True, slots=True)
 class PatrolConfig:
-    """Whether pages of Immich's tables are read, and how many in a second."""
+    """Whether all pages of Immich's database are read, how many in a second, and how many seconds lie between the
+    beginnings of two passes."""
 
     enabled: bool
     rate: int
+    interval: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,7 @@ def load(
         patrol=PatrolConfig(
             enabled=values.switch(OWN + "PAGE_PATROL"),
             rate=values.number(OWN + "PAGE_PATROL_RATE", 1, 100_000),
+            interval=values.duration(OWN + "PAGE_PATROL_INTERVAL"),
         ),
         disabled=frozenset(values.listed(OWN + "DISABLE", tuple(collectors) or None)),
         library_interval=values.duration(OWN + "LIBRARY_INTERVAL"),

@@ -44,6 +44,14 @@ class Full(Unavailable):
     """The server is up and has no connection left for us."""
 
 
+class Answered(Unavailable):
+    """The server answered our query with an error; `sqlstate` is the code that Postgres has for it."""
+
+    def __init__(self, message: str, *, mend: str = "", sqlstate: str) -> None:
+        super().__init__(message, mend=mend)
+        self.sqlstate = sqlstate
+
+
 class _Connection(psycopg.Connection[Row]):
     """A connection whose every round trip ends at `deadline`, also when the server hangs or drips, and at
     `MOST_BYTES`."""
@@ -275,9 +283,10 @@ def _meaning(error: psycopg.Error, config: PostgresConfig, deadline: Deadline) -
         if by_code or (not sqlstate and re.search(refusal.text, said)):
             return refusal.kind(refusal.message.format(**names), mend=refusal.mend)
     if sqlstate:
-        return Unavailable(
+        return Answered(
             f"Postgres at {config.where} answered with error {sqlstate}: {_first_line(said)}",
             mend="its log has the whole error; class XX or 58 means damaged or missing files",
+            sqlstate=sqlstate,
         )
     if deadline.remaining() <= 0 or "timeout expired" in said:
         return Silent(

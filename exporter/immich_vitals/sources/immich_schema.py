@@ -21,6 +21,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "person": ("person",),
     "metadata": ("system_metadata",),
     "config": ("system_config",),
+    "notification": ("notification", "notifications"),
+    "version_history": ("version_history",),
     "kysely_migrations": ("kysely_migrations",),
     "migrations": ("migrations",),
 }
@@ -44,11 +46,12 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "migrations": ("id",),
 }  # fmt: skip
 
-# The further columns that the file collector may read, which `immich-vitals grants` opens, too: where each file is.
+# The further columns that the file collector may read, which `immich-vitals grants` opens, too: where each file is. And
+# for the probe whose an asset is: an API key sees the photos of one user only.
 FILE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "asset": (
         "id", "deletedAt", "isOffline", "isExternal", "originalPath", "previewPath", "resizePath", "thumbnailPath",
-        "webpPath", "encodedVideoPath", "sidecarPath",
+        "webpPath", "encodedVideoPath", "sidecarPath", "ownerId",
     ),
     "file": ("id", "assetId", "type", "path"),
     "exif": ("assetId", "fileSizeInByte"),

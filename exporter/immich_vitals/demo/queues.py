@@ -41,11 +41,13 @@ def add_jobs(client: "redis.Redis", queue: str, name: str, count: int) -> None:
     paused = client.hget(f"{PREFIX}:{queue}:meta", "paused") == "1"
     for _ in range(count):
         job = make_job(client, queue, name)
-        client.lpush(f"{PREFIX}:{queue}:{'paused' if paused else 'wait'}", job)
-        if not paused:
-            client.zadd(f"{PREFIX}:{queue}:marker", {"0": 0})
-        add_event(client, queue, "added", jobId=job, name=name)
-        add_event(client, queue, "waiting", jobId=job)
+        with client.pipeline() as step:  # all at once, as BullMQ's own scripts: no worker comes in between
+            step.lpush(f"{PREFIX}:{queue}:{'paused' if paused else 'wait'}", job)
+            if not paused:
+                step.zadd(f"{PREFIX}:{queue}:marker", {"0": 0})
+            add_event(step, queue, "added", jobId=job, name=name)
+            add_event(step, queue, "waiting", jobId=job)
+            step.execute()
 
 
 def make_job(client: "redis.Redis", queue: str, name: str) -> str:

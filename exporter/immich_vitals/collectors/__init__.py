@@ -6,16 +6,20 @@ from immich_vitals.collectors.filesystem import FilesystemCollector
 from immich_vitals.collectors.host import HostCollector
 from immich_vitals.collectors.library import LibraryCollector
 from immich_vitals.collectors.postgres import PostgresCollector
+from immich_vitals.collectors.probe import ProbeCollector
 from immich_vitals.collectors.queue import QueueCollector
 from immich_vitals.collectors.redis import RedisCollector
+from immich_vitals.collectors.storage import StorageCollector
 
 COLLECTORS: tuple[type[Collector], ...] = (
     ContainerCollector,
     ContainerUsageCollector,
     HostCollector,
     FilesystemCollector,
+    StorageCollector,
     PostgresCollector,
     LibraryCollector,
     QueueCollector,
     RedisCollector,
+    ProbeCollector,
 )

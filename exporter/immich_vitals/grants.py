@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from immich_vitals.sources.immich_facts import ALL_FACTS, Facts
 from immich_vitals.sources.immich_schema import COLUMNS, FILE_COLUMNS, NAMES, SWITCHES_FUNCTION, SWITCHES_SCHEMA
 from immich_vitals.sources.library import switches_sql
 
@@ -34,7 +35,18 @@ def grants_sql(database: str, role: str) -> str:
         function=SWITCHES_FUNCTION,
         metadata=switches_sql("%%1$I.system_metadata", None),
         config=switches_sql(None, "%%1$I.system_config"),  # %% for the format() around it
+        facts="".join(_facts_sql(facts) for facts in ALL_FACTS),
     )
+
+
+def _facts_sql(facts: Facts) -> str:
+    """The function that gives a role `facts` and nothing beside them in the same tables."""
+    queries = "".join(
+        _ONE_QUERY.format(table=table, query=query.format(table=f"%%1$I.{table}"))
+        for use, query in facts.queries.items()
+        for table in NAMES[use]
+    )
+    return _ONE_FUNCTION.format(schema=SWITCHES_SCHEMA, function=facts.function, queries=queries)
 
 
 def redis_acl(user: str) -> str:
@@ -67,6 +79,8 @@ _SQL = """\
 --   log or a message. Without it, REVOKE SELECT ("originalPath") and set IMMICH_VITALS_DISABLE=file: all else works.
 -- * A function that gives the five switches of machine learning. Immich keeps its passwords for SMTP and OAuth in the
 --   same column as those, so the column itself stays closed.
+-- * For the same reason a function that gives the schedule of Immich's own dumps and when one last failed, and one that
+--   gives the versions that Immich has run and knows of.
 --
 -- A dump of this database names the role: create it first where you restore such a dump.
 DO $immich_vitals$
@@ -136,6 +150,26 @@ BEGIN
   REVOKE ALL ON FUNCTION {schema}.{function}() FROM PUBLIC;
   EXECUTE format('GRANT USAGE ON SCHEMA {schema} TO %I', grantee);
   EXECUTE format('GRANT EXECUTE ON FUNCTION {schema}.{function}() TO %I', grantee);
-END
+{facts}END
 $immich_vitals$;
 """
+
+_ONE_FUNCTION = """
+  EXECUTE format($function$
+    CREATE OR REPLACE FUNCTION {schema}.{function}() RETURNS TABLE (name text, value text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    DECLARE
+      place constant text := %L;
+    BEGIN{queries}
+    END
+    $body$ $function$, place);
+  REVOKE ALL ON FUNCTION {schema}.{function}() FROM PUBLIC;
+  EXECUTE format('GRANT EXECUTE ON FUNCTION {schema}.{function}() TO %I', grantee);
+"""
+
+_ONE_QUERY = """
+      IF to_regclass(format('%%I.{table}', place)) IS NOT NULL THEN
+        RETURN QUERY EXECUTE format($query$
+{query}
+        $query$, place);
+      END IF;"""

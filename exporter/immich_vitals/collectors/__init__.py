@@ -1,6 +1,7 @@
 """The table of contents: every collector there is. Adding one is a new file beside this one and one line here."""
 
 from immich_vitals.collector import Collector
+from immich_vitals.collectors.backup import BackupCollector
 from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
 from immich_vitals.collectors.filesystem import FilesystemCollector
 from immich_vitals.collectors.host import HostCollector
@@ -21,5 +22,6 @@ COLLECTORS: tuple[type[Collector], ...] = (
     LibraryCollector,
     QueueCollector,
     RedisCollector,
+    BackupCollector,
     ProbeCollector,
 )

@@ -15,7 +15,7 @@ from immich_vitals.config import DockerConfig
 from immich_vitals.flight import Flight
 
 if TYPE_CHECKING:
-    from immich_vitals.sources.docker_http import Connection, Stream
+    from immich_vitals.sources.docker_http import Bytes, Connection, Stream
 
 STATES = ("created", "running", "paused", "restarting", "removing", "exited", "dead")
 HEALTHS = ("starting", "healthy", "unhealthy", "none")
@@ -243,6 +243,17 @@ class Docker:
         params = {"filters": filters} | ({"since": since} if since else {})
         return self._connection().stream("/events", params, deadline, quiet)
 
+    def logs(
+        self, container: str, deadline: Deadline, *, since: str | None = None, tail: int | None, follow: bool = True
+    ) -> "Bytes | None":
+        """The log of one container with the moment of each line, or None when the container is gone.
+
+        `since` as of `events`; `tail` is how many of the last lines are told, None for all. See `docker_logs.Frames`.
+        """
+        params = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": "1" if follow else "0"}
+        params |= {"tail": "all" if tail is None else str(tail)} | ({"since": since} if since else {})
+        return self._connection().bytes_of(f"/containers/{container}/logs", params, deadline)
+
     def close(self) -> None:
         if self._connected is not None:
             self._connected.close()
@@ -361,7 +372,7 @@ class Events:
             while not stop():
                 asked = self._time()
                 with self._docker.events(self._since(), Deadline.after(connect_seconds), self._quiet) as stream:
-                    self._first = self._first or int(_on_its_clock(asked, stream.began) * 1e9)
+                    self._first = self._first or int(on_its_clock(asked, stream.began) * 1e9)
                     self.connected = True
                     yield from self._fresh(stream, stop)
         finally:
@@ -390,7 +401,7 @@ class Events:
         return True
 
 
-def _on_its_clock(asked: float, told: float | None) -> float:
+def on_its_clock(asked: float, told: float | None) -> float:
     """The moment `asked` by the clock of a daemon that answered at `told`, of which only whole seconds are known."""
     return asked if told is None or -1 < asked - told < 2 else told
 

@@ -14,7 +14,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,7 @@ API_VERSION = "1.44"
 # Far more than a list of thousands of containers; only something that is no Docker API says more.
 LONGEST_ANSWER = 64 * 1024 * 1024
 LONGEST_LINE = 1024 * 1024
+READ_BYTES = 32 * 1024
 POOL_SIZE = 10  # connections kept open; more are opened when more threads ask
 
 Params = Mapping[str, str]
@@ -66,6 +67,11 @@ class _PatientReader(io.RawIOBase):
             raise TimeoutError("no time left")
         self._sock.settimeout(left)
         return self._inner.readinto(buffer)
+
+    def cut(self) -> None:
+        """End the read that is under way, and all after it."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._inner.close()
@@ -210,6 +216,18 @@ class Connection:
                     raise _refused(response, _body(response, deadline))
         return Stream(response, quiet)
 
+    def bytes_of(self, path: str, params: Params, deadline: Deadline) -> "Bytes | None":
+        """An answer of bytes that does not end, or None when there is no such thing; else as `stream`."""
+        with self._explained(path):
+            response = self._open(path, params, deadline)
+            if response.status_code != 200:
+                with response:
+                    body = _body(response, deadline)
+                if response.status_code in (404, 409):
+                    return None
+                raise _not_readable(path) if b"does not support reading" in body else _refused(response, body)
+        return Bytes(response)
+
     def close(self) -> None:
         """Close the sockets."""
         self._client.close()
@@ -279,10 +297,7 @@ class Stream:
     @property
     def began(self) -> float | None:
         """When the answer began by the daemon's own clock, in seconds since the epoch, or None if it did not say."""
-        try:
-            return parsedate_to_datetime(self._response.headers.get("Date", "")).timestamp()
-        except ValueError:
-            return None
+        return _began(self._response)
 
     def objects(self) -> Iterator[object]:
         """The objects; ends when nothing came for `quiet` seconds. Raises `Unavailable` when the stream breaks."""
@@ -311,6 +326,105 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._response.close()
+
+
+class Bytes:
+    """The bytes of an answer as they arrive. Close it after use.
+
+    Read here, past http.client, since that gives each chunk on its own, and an engine makes one for each line.
+    """
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        answer = response.raw._fp  # as urllib3 itself has no way to it
+        assert isinstance(answer, _Answer)
+        self._answer = answer
+        self._decode = _Chunks() if self._answer.chunked else None
+
+    @property
+    def began(self) -> float | None:
+        """As of `Stream`."""
+        return _began(self._response)
+
+    def read(self, quiet: float) -> bytes | None:
+        """The next bytes; empty at the end, None when nothing came for `quiet` seconds: then read on, or close.
+
+        Raises `Unavailable` when it is no answer of HTTP.
+        """
+        until = time.monotonic() + quiet
+        while True:
+            try:
+                self._answer.reader.allow(until - time.monotonic())
+                data = self._answer.fp.read1(READ_BYTES)
+            except TimeoutError:
+                return None
+            except (OSError, ValueError):
+                return b""  # cut off: what is missing is asked for with the next question
+            if not data:
+                return b""
+            if self._decode is None:
+                return bytes(data)
+            data = self._decode.feed(data)
+            if data or self._decode.ended:
+                return data
+
+    def cut(self) -> None:
+        """End a read that is under way in another thread."""
+        self._answer.reader.cut()
+
+    def close(self) -> None:
+        self._answer.reader.cut()  # else closing would read on, to use the connection again
+        self._response.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Chunks:
+    """What is inside the chunks of an answer."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._left = 0  # bytes that the chunk at hand still has
+        self.ended = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What these bytes hold of it. Raises `Unavailable` when they are no chunks."""
+        data = self._rest + data if self._rest else data
+        at, end = 0, len(data)
+        found = []
+        while at < end and not self.ended:
+            if self._left > 2:
+                piece = data[at : at + self._left - 2]
+                found.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if self._left > 2:
+                    break
+            if self._left:
+                if end - at < 2:
+                    break
+                at += 2
+                self._left = 0
+            head = data.find(b"\r\n", at)
+            if head < 0:
+                break
+            try:
+                size = int(data[at:head].partition(b";")[0], 16)
+            except ValueError:
+                raise _broken("it is not made of chunks") from None
+            at = head + 2
+            self.ended = size == 0
+            self._left = size + 2
+        self._rest = data[at:]
+        if len(self._rest) > LONGEST_LINE:
+            raise _broken("it is not made of chunks")
+        return b"".join(found)
 
 
 def _body(response: requests.Response, deadline: Deadline) -> bytes:
@@ -385,6 +499,21 @@ def _tls(folder: Path) -> TLSConfig:
         client_cert=(str(certificate), str(key)) if certificate.exists() else None,
         ca_cert=str(authority) if authority.exists() else None,
         verify=True,
+    )
+
+
+def _began(response: requests.Response) -> float | None:
+    try:
+        return parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
+    except ValueError:
+        return None
+
+
+def _not_readable(path: str) -> Unavailable:
+    return Unavailable(
+        f"the logging driver of container {path.split('/')[2][:12]} keeps no log that can be read",
+        mend="give it the logging driver local or json-file in its compose file (`logging: {driver: local}`), or name"
+        " its log in IMMICH_VITALS_LOG_FILES",
     )
 
 

@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--force", action="store_true", default=False, help="replace files that are not ours, too")
     grants = add("grants", _grants, "Print SQL and a Redis ACL line for logins that may only read what is needed.")
     grants.add_argument("--role", default="immich_vitals", help="name of the Postgres role and Redis user")
+    match = add("log-match", _log_match, "Say for each log line on standard input which signature it would count as.")
+    match.add_argument("--component", required=True, metavar="C", help="whose log it is, such as server or database")
+    match.add_argument("--catalogue", type=Path, default=None, metavar="FILE", help="signatures of your own")
     for name, command, about in (
         ("metrics", _metrics, "Print the reference of all metrics."),
         ("config", _config, "Print the reference of all settings."),
@@ -195,6 +198,24 @@ def _bundle(options: argparse.Namespace) -> int:
         print(f"immich-vitals bundle: {error}", file=sys.stderr)
         return FAILED
     print(f"{count} files in {options.folder}; alerts.md there says where each belongs")
+    return OK
+
+
+def _log_match(options: argparse.Namespace) -> int:
+    from immich_vitals import log_match
+    from immich_vitals.signatures import COMPONENTS, CatalogueError
+
+    component = str(options.component).strip().lower().replace("-", "_")
+    if component not in COMPONENTS:
+        known = ", ".join(COMPONENTS)
+        print(f"immich-vitals log-match: unknown component {options.component!r}; known: {known}", file=sys.stderr)
+        return WRONG_USE
+    try:
+        log_match.run(component, options.catalogue, sys.stdin.buffer, sys.stdout.buffer)
+    except CatalogueError as error:
+        for mistake in error.mistakes:
+            print(f"immich-vitals log-match: {mistake}", file=sys.stderr)
+        return WRONG_USE
     return OK
 
 

@@ -19,7 +19,7 @@ demo: .venv/ready
 	@.venv/bin/immich-vitals demo $(if $(FAULT),--fault $(FAULT)) $(ARGS)
 
 test: .venv/ready
-	@.venv/bin/pytest $(ARGS)
+	@.venv/bin/pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 lint: .venv/ready
 	.venv/bin/ruff check .

@@ -129,7 +129,7 @@ class BackupCollector(Collector):
         self._checks = checks
         self._ask_immich = ask_immich
         self._asked = asked or Asked()
-        self.trigger = Every(config.interval, stretch=False, awaited=False)
+        self.trigger = Every(config.interval, stretch=False)
 
     @classmethod
     def from_config(cls, config: Config) -> Self | None:

@@ -19,8 +19,8 @@ from immich_vitals.collector import Deadline
 from immich_vitals.flight import Flight
 from immich_vitals.sources.files import MOUNTINFO, Mount, mount_of, read_mounts
 
-# A disk that sleeps needs some ten seconds to wake up.
-PATIENCE_SECONDS = 20.0
+# A disk that sleeps needs about as long to wake up.
+PATIENCE_SECONDS = 10.0
 # Another tool's file that changed this recently may still be written.
 SETTLED_SECONDS = 600.0
 # What a clock that was wrong gave a date in the future would be the newest for ever.

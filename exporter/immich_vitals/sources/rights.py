@@ -73,8 +73,8 @@ def all_of(answers: Sequence[bool | None]) -> bool | None:
 def _granted(uid: int, groups: frozenset[int], bit: int, rights: Rights) -> bool:
     if uid == rights.uid:
         return bool(rights.mode >> 6 & bit)
-    entries = list(_entries(rights.acl))
-    # With a list, the group bits of the mode are its mask.
+    # With a list, the group bits of the mode are its mask; where all are 0, Linux does not ask the list at all.
+    entries = list(_entries(rights.acl)) if rights.mode & 0o070 else []
     mask = next((perm for tag, perm, _ in entries if tag == _MASK), 7)
     for tag, perm, who in entries:
         if tag == _USER and who == uid:

@@ -18,6 +18,8 @@ LABEL org.opencontainers.image.title="immich-vitals" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 COPY --from=build /app /app
+# A volume mounted here for IMMICH_VITALS_STATE_PATH begins with this owner.
+RUN mkdir /state && chown 65532:65532 /state
 ENV PATH=/app/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 65532:65532
 EXPOSE 12283

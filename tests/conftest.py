@@ -9,6 +9,7 @@ import pytest
 
 from immich_vitals.collector import Context, Deadline, SystemClock
 from immich_vitals.demo.servers import Postgres, Redis
+from support.stand_in import StandIn, standing_in
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,3 +71,10 @@ def postgres(request: pytest.FixtureRequest) -> Postgres:
 def redis_server(server_folder: Path, tmp_path: Path) -> Iterator[Redis]:
     with Redis(tmp_path / "redis") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def stand_in(postgres16: Postgres, server_folder: Path) -> Iterator[StandIn]:
+    """A stand-in for Immich's server and machine learning; tests leave it as it was."""
+    with standing_in(postgres16, server_folder) as found:
+        yield found

@@ -18,15 +18,14 @@ import pytest
 from immich_vitals.collector import Deadline
 from immich_vitals.collectors.probe import probe_samples, remarks_on
 from immich_vitals.config import PostgresConfig, ProbeConfig, Secret
-from immich_vitals.demo.photos import make_library
-from immich_vitals.demo.schema import create_schema
-from immich_vitals.demo.servers import Postgres, free_port
+from immich_vitals.demo.servers import free_port
 from immich_vitals.demo.web import KEY, Proxy, Web
 from immich_vitals.sources import http_probe
 from immich_vitals.sources.http_probe import Address
 from immich_vitals.sources.immich_http import MIB, UPLOAD_SIZES
 from immich_vitals.sources.probes import Probes
 from support.certificates import Signed, make_certificate
+from support.stand_in import StandIn
 from support.tcp_proxy import TcpServer, silent
 
 DAY = 86400.0
@@ -124,20 +123,11 @@ def certificates(server_folder: Path) -> Certificates:
 
 
 @pytest.fixture(scope="module")
-def behind(postgres16: Postgres, server_folder: Path) -> Iterator[Behind]:
-    with postgres16.connect() as connection:
-        connection.execute("CREATE DATABASE probed")
-    library = make_library(server_folder / "probed-media", server_folder / "probed-disk")
-    with postgres16.connect("probed") as connection:
-        create_schema(connection)
-        library.insert(connection)
-        connection.execute("ANALYZE")
-    user = str(library.rows["user"][1]["id"])
-    config = PostgresConfig("127.0.0.1", postgres16.port, "postgres", None, "probed", {})
-    with Web(lambda: postgres16.connect("probed"), user) as web, TcpServer(silent) as stalled:
-        slow = Proxy(web.immich)
+def behind(stand_in: StandIn) -> Iterator[Behind]:
+    with TcpServer(silent) as stalled:
+        slow = Proxy(stand_in.web.immich)
         slow.delay = 0.2
-        yield Behind(web, slow, stalled, config)
+        yield Behind(stand_in.web, slow, stalled, stand_in.postgres)
         slow.stop()
 
 

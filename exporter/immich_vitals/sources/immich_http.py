@@ -215,8 +215,11 @@ class Route:
         trial = _Trial(way, self._key, deadline)
         for asset in self._canaries.choose():
             found = trial.load(asset)
-            self._canaries.note(asset, visible=trial.visible)
-            if found is not None and (found.success or trial.refused):
+            if trial.refused:
+                break
+            if found is None or found.success:
+                self._canaries.note(asset, visible=found is not None)
+            if found is not None and found.success:
                 break
         if trial.refused:
             remarks.append(_refusal(self.name, trial.refused))
@@ -293,13 +296,12 @@ class _Trial:
         self._deadline = deadline
         self._seconds = 0.0
         self.last: Found | None = None
-        self.visible = False
         self.refused: int | None = None
         self.without_original = False
 
     def load(self, asset: Asset) -> Found | None:
         """How it went with this photo; None when the key does not see it, or is refused."""
-        self.visible, self._seconds = False, 0.0
+        self._seconds = 0.0
         path = f"/api/assets/{asset.id}"
         steps = (
             ("thumbnail", Request(f"{path}/thumbnail?size=thumbnail", headers=self._headers(), most=64 * 1024)),
@@ -319,9 +321,8 @@ class _Trial:
             if status in (401, 403):
                 self.refused = status
                 return None
-            if status in (400, 404):
+            if status in (400, 404) and "message" in (_json(answer.body) or {}):  # Immich's own words, not the proxy's
                 return None
-            self.visible = True
             problem = _no_picture(kind, answer)
             if problem:
                 return self._failed(kind, problem, status)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from immich_vitals.sources.immich_facts import ALL_FACTS, Facts
 from immich_vitals.sources.immich_schema import COLUMNS, FILE_COLUMNS, NAMES, SWITCHES_FUNCTION, SWITCHES_SCHEMA
 from immich_vitals.sources.library import switches_sql
+from immich_vitals.sources.page_patrol import PATROL_FUNCTION, PREWARM
 
 PASSWORD = "REPLACE-WITH-A-PASSWORD"
 
@@ -33,6 +34,7 @@ def grants_sql(database: str, role: str) -> str:
         wanted=wanted,
         schema=SWITCHES_SCHEMA,
         function=SWITCHES_FUNCTION,
+        patrol=_PATROL.format(schema=SWITCHES_SCHEMA, read_pages=PATROL_FUNCTION, prewarm=PREWARM),
         metadata=switches_sql("%%1$I.system_metadata", None),
         config=switches_sql(None, "%%1$I.system_config"),  # %% for the format() around it
         facts="".join(_facts_sql(facts) for facts in ALL_FACTS),
@@ -81,6 +83,9 @@ _SQL = """\
 --   same column as those, so the column itself stays closed.
 -- * For the same reason a function that gives the schedule of Immich's own dumps and when one last failed, and one that
 --   gives the versions that Immich has run and knows of.
+-- * A function for the page patrol (IMMICH_VITALS_PAGE_PATROL): it makes Postgres read and verify pages of any table of
+--   this database, and gives nothing of what is on them. Indexes can only be read so where the extension pg_prewarm is:
+--   CREATE EXTENSION pg_prewarm; a dump then asks for it where it is restored.
 --
 -- A dump of this database names the role: create it first where you restore such a dump.
 DO $immich_vitals$
@@ -150,7 +155,7 @@ BEGIN
   REVOKE ALL ON FUNCTION {schema}.{function}() FROM PUBLIC;
   EXECUTE format('GRANT USAGE ON SCHEMA {schema} TO %I', grantee);
   EXECUTE format('GRANT EXECUTE ON FUNCTION {schema}.{function}() TO %I', grantee);
-{facts}END
+{facts}{patrol}END
 $immich_vitals$;
 """
 
@@ -173,3 +178,38 @@ _ONE_QUERY = """
 {query}
         $query$, place);
       END IF;"""
+
+_PATROL = """
+  EXECUTE $function$
+    CREATE OR REPLACE FUNCTION {schema}.{read_pages}(relation oid, first bigint, after bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off SET max_parallel_workers_per_gather = 0 SET jit = off AS $body$
+    DECLARE
+      found record;
+      last bigint;
+    BEGIN
+      SELECT c.relkind, c.relname, n.nspname INTO found FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.oid = relation AND c.relkind IN ('r', 'm', 't', 'i') AND c.relpersistence <> 't';
+      IF found IS NULL OR first < 0 OR after - first > 1000 THEN
+        RETURN;
+      END IF;
+      -- With one of these on, reading would pass over damage or wipe it out.
+      IF current_setting('zero_damaged_pages') = 'on' OR current_setting('ignore_checksum_failure') = 'on' THEN
+        RETURN;
+      END IF;
+      IF found.relkind <> 'i' THEN
+        EXECUTE format('SELECT count(*) FROM %I.%I WHERE ctid >= $1 AND ctid < $2', found.nspname, found.relname)
+        USING format('(%s,0)', first)::tid, format('(%s,0)', after)::tid;
+        RETURN;
+      END IF;
+      last := least(after, pg_relation_size(relation::regclass) / current_setting('block_size')::int) - 1;
+      IF last >= first THEN
+        EXECUTE (SELECT format('SELECT %I.{prewarm}($1, ''buffer''::text, ''main''::text, $2, $3)', n.nspname)
+                 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = '{prewarm}')
+        USING relation::regclass, first, last;
+      END IF;
+    END
+    $body$ $function$;
+  REVOKE ALL ON FUNCTION {schema}.{read_pages}(oid, bigint, bigint) FROM PUBLIC;
+  EXECUTE format('GRANT EXECUTE ON FUNCTION {schema}.{read_pages}(oid, bigint, bigint) TO %I', grantee);
+"""

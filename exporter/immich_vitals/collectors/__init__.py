@@ -6,7 +6,9 @@ from immich_vitals.collectors.container import ContainerCollector, ContainerUsag
 from immich_vitals.collectors.filesystem import FilesystemCollector
 from immich_vitals.collectors.host import HostCollector
 from immich_vitals.collectors.library import LibraryCollector
+from immich_vitals.collectors.log import LogCollector
 from immich_vitals.collectors.postgres import PostgresCollector
+from immich_vitals.collectors.postgres_patrol import PostgresPatrolCollector
 from immich_vitals.collectors.probe import ProbeCollector
 from immich_vitals.collectors.queue import QueueCollector
 from immich_vitals.collectors.redis import RedisCollector
@@ -15,10 +17,12 @@ from immich_vitals.collectors.storage import StorageCollector
 COLLECTORS: tuple[type[Collector], ...] = (
     ContainerCollector,
     ContainerUsageCollector,
+    LogCollector,
     HostCollector,
     FilesystemCollector,
     StorageCollector,
     PostgresCollector,
+    PostgresPatrolCollector,
     LibraryCollector,
     QueueCollector,
     RedisCollector,

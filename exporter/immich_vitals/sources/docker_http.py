@@ -352,7 +352,7 @@ class Bytes:
         Raises `Unavailable` when it is no answer of HTTP.
         """
         until = time.monotonic() + quiet
-        while True:
+        while self._decode is None or not self._decode.ended:
             try:
                 self._answer.reader.allow(until - time.monotonic())
                 data = self._answer.fp.read1(READ_BYTES)
@@ -364,9 +364,9 @@ class Bytes:
                 return b""
             if self._decode is None:
                 return bytes(data)
-            data = self._decode.feed(data)
-            if data or self._decode.ended:
+            if data := self._decode.feed(data):
                 return data
+        return b""
 
     def cut(self) -> None:
         """End a read that is under way in another thread."""
@@ -511,7 +511,7 @@ def _began(response: requests.Response) -> float | None:
 
 def _not_readable(path: str) -> Unavailable:
     return Unavailable(
-        f"the logging driver of container {path.split('/')[2][:12]} keeps no log that can be read",
+        f"the logging driver of container {path.split('/')[2]} keeps no log that can be read",
         mend="give it the logging driver local or json-file in its compose file (`logging: {driver: local}`), or name"
         " its log in IMMICH_VITALS_LOG_FILES",
     )

@@ -7,6 +7,7 @@ are known when some are told again.
 """
 
 import re
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ LIST_SECONDS = 5.0  # from one look at which containers there are to the next
 QUIET_SECONDS = 600.0
 AGAIN_SECONDS, AGAIN_LONGEST = 1.0, 60.0
 MOST_STREAMS = 20
+CLOCKS_DIFFER = 5.0  # the engine's clock and ours
 # A log that goes on is asked for by its last lines, since the engine reads all of it to find a moment in it.
 TAIL = 1000
 # Two lines may be told in another order than that of their moments, and Podman reads a moment as a floating number.
@@ -253,7 +255,7 @@ class DockerLogs:
         without: Collection[str] = (),
         clock: Clock | None = None,
         quiet: float = QUIET_SECONDS,
-        patience: float = LIST_SECONDS,
+        list_seconds: float = LIST_SECONDS,
     ) -> None:
         self._docker = Docker(host, config)
         self._finder = Finder(self._docker, Matching.of(config))
@@ -262,8 +264,9 @@ class DockerLogs:
         self._without = frozenset(without)
         self._clock = clock or SystemClock()
         self._quiet = quiet
-        self._patience = patience
-        self._since = intake.since
+        self._list_seconds = list_seconds
+        self._since = None if intake.since is None else intake.since - CLOCKS_DIFFER
+        self._finding = threading.Lock()
         self._streams: Mapping[str, _Stream] = {}
         self._seen: dict[str, None] = {}
         self.failure: CollectorFailure | None = None
@@ -281,7 +284,7 @@ class DockerLogs:
             while not stop():
                 if self._clock.monotonic() >= due:
                     self._find(Deadline.after(CONNECT_SECONDS, self._clock))
-                    due = self._clock.monotonic() + self._patience
+                    due = self._clock.monotonic() + self._list_seconds
                 for stream in self._streams.values():
                     stream.keep_going(stop)
                 time.sleep(TICK_SECONDS)
@@ -304,6 +307,10 @@ class DockerLogs:
         self._docker.close()
 
     def _find(self, deadline: Deadline) -> None:
+        with self._finding:  # `look` may be under way when `run` begins
+            self._find_parts(deadline)
+
+    def _find_parts(self, deadline: Deadline) -> None:
         asked = self._clock.time()
         try:
             parts = self._finder.parts(deadline)
@@ -324,7 +331,7 @@ class DockerLogs:
         # The stream of one that is gone ends by itself, with its last lines.
         self._intake.retain(KIND, [_key(identity) for identity in streams])
         if self._since is None:
-            self._since = asked  # what is made later is read from its beginning
+            self._since = asked - CLOCKS_DIFFER  # what is made later is read from its beginning
         self._streams = streams
         self._seen.update(dict.fromkeys(part.component for part in wanted))
 
@@ -421,7 +428,8 @@ class _Stream:
         try:
             answer = self._docker.logs(self.part.container.id, deadline, since=since, tail=tail, follow=follow)
         except CollectorFailure as failure:
-            self.up, self.problem = False, Remark(failure.message, failure.mend)
+            message = failure.message.replace(self.part.container.id, self.part.container.name)
+            self.up, self.problem = False, Remark(message, failure.mend)
             return None
         self.up = answer is not None
         if not self._damaged:

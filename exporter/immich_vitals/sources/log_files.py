@@ -273,21 +273,17 @@ class FileLogs:
         paths = {component: Path(path) for component, path in files.items()}
         intake.retain(KIND, [key_of(*each) for each in paths.items()])
         self._logs = [_Log(component, path, intake, budget, look_seconds) for component, path in paths.items()]
-        self._flights = [Flight[None]("log-file") for _ in self._logs]
+        self._flights = [(log, Flight[None]("log-look"), Flight[None]("log-file")) for log in self._logs]
 
     def look(self, deadline: Deadline) -> None:
         """Find out what can be followed, without following it; a file that hangs is not up."""
-        looks = [
-            flight.join_or_start(log.look) for log, flight in zip(self._logs, self._flights, strict=True) if not log.up
-        ]
+        looks = [flight.join_or_start(log.look) for log, flight, _ in self._flights]
         wait(looks, timeout=max(0.0, deadline.remaining()))
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow until `stop()`."""
-        runs = [
-            flight.join_or_start(partial(log.run, stop)) for log, flight in zip(self._logs, self._flights, strict=True)
-        ]
         while not stop():
+            runs = [flight.join_or_start(partial(log.run, stop)) for log, _, flight in self._flights]
             for run in wait(runs, timeout=0.25, return_when=FIRST_COMPLETED).done:
                 run.result()
 

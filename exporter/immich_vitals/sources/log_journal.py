@@ -212,20 +212,17 @@ class JournalLogs:
         self.failure: CollectorFailure | None = None
         intake.retain(KIND, [key_of(*each) for each in units.items()])
         self._units = [_Unit(component, unit, intake, budget, command) for component, unit in units.items()]
-        self._flights = [Flight[None]("log-unit") for _ in self._units]
+        self._flights = [(unit, Flight[None]("log-look"), Flight[None]("log-unit")) for unit in self._units]
 
     def look(self, deadline: Deadline) -> None:
         """Find out what can be followed, without following it."""
-        looks = [flight.join_or_start(unit.look) for unit, flight in zip(self._units, self._flights, strict=True)]
+        looks = [flight.join_or_start(unit.look) for unit, flight, _ in self._flights]
         wait(looks, timeout=max(0.0, deadline.remaining()))
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow until `stop()`."""
-        runs = [
-            flight.join_or_start(partial(unit.run, stop))
-            for unit, flight in zip(self._units, self._flights, strict=True)
-        ]
         while not stop():
+            runs = [flight.join_or_start(partial(unit.run, stop)) for unit, _, flight in self._flights]
             for run in wait(runs, timeout=0.25, return_when=FIRST_COMPLETED).done:
                 run.result()
 

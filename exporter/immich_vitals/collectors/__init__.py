@@ -3,6 +3,7 @@
 from immich_vitals.collector import Collector
 from immich_vitals.collectors.backup import BackupCollector
 from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
+from immich_vitals.collectors.file import FileCollector
 from immich_vitals.collectors.filesystem import FilesystemCollector
 from immich_vitals.collectors.host import HostCollector
 from immich_vitals.collectors.library import LibraryCollector
@@ -21,6 +22,7 @@ COLLECTORS: tuple[type[Collector], ...] = (
     HostCollector,
     FilesystemCollector,
     StorageCollector,
+    FileCollector,
     PostgresCollector,
     PostgresPatrolCollector,
     LibraryCollector,

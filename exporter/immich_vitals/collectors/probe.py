@@ -35,6 +35,11 @@ EXPIRY = Metric(
     "When the certificate chain ends: the earliest end in it, or of one that is not trusted the server's own.",
     ("route",),
 )
+STARTED = Metric(
+    "probe_certificate_start_timestamp_seconds",
+    "When that certificate, the one that ends first, became valid: together they tell how long it is good for.",
+    ("route",),
+)
 TRUSTED = Metric(
     "probe_certificate_trusted",
     "1 when a phone would trust the certificate: for this name, not expired, chain complete and of a known authority.",
@@ -79,7 +84,7 @@ class ProbeCollector(Collector):
 
     name = "probe"
     metrics = (
-        SUCCESS, DURATION, STATUS, FIRST_BYTE, MAINTENANCE, EXPIRY, TRUSTED, UPLOAD_LIMIT, REDIRECTS, FAMILY,
+        SUCCESS, DURATION, STATUS, FIRST_BYTE, MAINTENANCE, EXPIRY, STARTED, TRUSTED, UPLOAD_LIMIT, REDIRECTS, FAMILY,
     )  # fmt: skip
     timeout = 45.0
 
@@ -117,6 +122,7 @@ def probe_samples(facts: ProbeFacts) -> Iterator[Sample]:
         if route.certificate is not None:
             yield TRUSTED.sample(route.certificate.trusted, route=route.name)
             yield from EXPIRY.known(route.certificate.expires, route=route.name)
+            yield from STARTED.known(route.certificate.starts, route=route.name)
         for family, success in route.families.items():
             yield FAMILY.sample(success, route=route.name, family=family)
         yield from REDIRECTS.known(route.redirects)

@@ -287,8 +287,8 @@ class _LearningHandler(_Handler):
 class Proxy(_Service):
     """Passes everything on to the stand-in, as people set up nginx, and can be set up wrongly while it runs.
 
-    `body_limit` is in bytes (client_max_body_size), `delay` in seconds before each answer. With `log` it writes what
-    nginx would into that file. For a proxy that tests of the collector can trust, see tests/integration: there it is
+    `body_limit` is in bytes (client_max_body_size), `delay` in seconds before each answer; `answers` is a status for
+    everything. `refused` counts what was too large. With `log` it writes what nginx would into that file. For a proxy that tests of the collector can trust, see tests/integration: there it is
     the real nginx and the real Caddy.
     """
 
@@ -298,6 +298,7 @@ class Proxy(_Service):
         self.body_limit: int | None = None
         self.delay = 0.0
         self.answers: int | None = None
+        self.refused = 0
         self._log = log
         super().__init__(_ProxyHandler, tls)
 
@@ -366,6 +367,7 @@ class _ProxyHandler(_Handler):
         limit, length = self.proxy.body_limit, int(self.headers.get("Content-Length") or 0)
         if limit is None or length <= limit:
             return False
+        self.proxy.refused += 1
         self.proxy.write("error", f"client intended to send too large body: {length} bytes, {self._about()}")
         self._fail(413)
         return True

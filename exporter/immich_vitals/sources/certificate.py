@@ -23,10 +23,11 @@ SETTING = "IMMICH_VITALS_PROBE_CA_FILE"
 @dataclass(frozen=True, slots=True)
 class CertificateFacts:
     """`expires`, in seconds since the epoch, is when the chain that was found good ends, which its first certificate
-    to expire does; of an untrusted one, when the server's own does. `problem` is why it is not trusted, in OpenSSL's
-    words; empty when it is."""
+    to expire does; of an untrusted one, when the server's own does. `starts` is of the same certificate. `problem` is
+    why it is not trusted, in OpenSSL's words; empty when it is."""
 
-    expires: float | None
+    starts: float | None = None
+    expires: float | None = None
     problem: str = ""
 
     @property
@@ -97,8 +98,11 @@ def examine(way: Way, trust: Trust, deadline: Deadline) -> CertificateFacts:
         problem = str(untrusted)
         with Way(way.origin, way.addresses, trust.lenient()).connected(deadline) as sock:
             chain = [_own(sock)]
-    ends = [expiry(each) for each in chain]
-    return CertificateFacts(min((end for end in ends if end is not None), default=None), problem)
+    spans = [span for each in chain if (span := validity(each)) is not None]
+    if not spans:
+        return CertificateFacts(problem=problem)
+    starts, expires = min(spans, key=lambda span: span[1])
+    return CertificateFacts(starts, expires, problem)
 
 
 def _own(sock: object) -> bytes:
@@ -116,9 +120,9 @@ def _verified_chain(sock: object) -> "Sequence[bytes]":
     return [each.public_bytes(_ssl.ENCODING_DER) for each in chain]
 
 
-def expiry(der: bytes) -> float | None:
-    """When the certificate ends, in seconds since the epoch; None when it is none. Python gives this only of one that
-    it trusts, and the library that would read others costs 8 MB."""
+def validity(der: bytes) -> tuple[float, float] | None:
+    """From when to when the certificate is good, in seconds since the epoch; None when it is none. Python gives this
+    only of one that it trusts, and the library that would read others costs 8 MB."""
     try:
         _, certificate, _ = _element(der)
         _, signed, _ = _element(certificate)
@@ -127,15 +131,19 @@ def expiry(der: bytes) -> float | None:
             _, _, rest = _element(rest)
         for _ in range(2):  # the algorithm and the issuer, after the serial number
             _, _, rest = _element(rest)
-        _, validity, _ = _element(rest)
-        _, _, rest = _element(validity)
-        tag, end, _ = _element(rest)
-        text = end.decode("ascii")
-        if tag == 0x17:  # UTCTime has two digits for the year
-            text = ("20" if int(text[:2]) < 50 else "19") + text
-        return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+        _, span, _ = _element(rest)
+        start_tag, start, rest = _element(span)
+        end_tag, end, _ = _element(rest)
+        return _moment(start_tag, start), _moment(end_tag, end)
     except (IndexError, ValueError):
         return None
+
+
+def _moment(tag: int, content: bytes) -> float:
+    text = content.decode("ascii")
+    if tag == 0x17:  # UTCTime has two digits for the year
+        text = ("20" if int(text[:2]) < 50 else "19") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
 def _element(der: bytes) -> tuple[int, bytes, bytes]:

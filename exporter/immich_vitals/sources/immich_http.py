@@ -133,10 +133,10 @@ class Route:
     def upload_limit(self, deadline: Deadline) -> float | None:
         """The largest of `UPLOAD_SIZES` that is let through, 0 when not even the first is; None when not known."""
         try:
-            origin = self._origin(deadline)
+            origin = self._origin(_within(deadline, EXTRA_SECONDS))
             way = self._way(origin, deadline)
             if origin.secure:
-                trusted = examine(way, self._trust, deadline).trusted
+                trusted = examine(way, self._trust, _within(deadline, PROBE_SECONDS)).trusted
                 way = Way(origin, way.addresses, self._trust.strict() if trusted else self._trust.lenient())
             return _largest(way, deadline)
         except NoAnswer:

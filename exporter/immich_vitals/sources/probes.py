@@ -1,10 +1,11 @@
 """All probes of one round: each route and machine learning side by side, so that one that hangs delays no other."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from immich_vitals.collector import Deadline, Remark
+from immich_vitals.collector import Deadline, Remark, TimedOut
 from immich_vitals.config import PostgresConfig, ProbeConfig
 from immich_vitals.flight import Flight
 from immich_vitals.settings import OWN
@@ -54,7 +55,6 @@ class Probes:
         )
         self._route_flights = {route.name: Flight[RouteFacts](f"probe {route.name}") for route in self._routes}
         self._ml_flight: Flight[Found] = Flight("probe machine learning")
-        self._limit_flight: Flight[float | None] = Flight("probe upload limit")
         self._limit: float | None = None
         self._limit_until = self._limit_due = float("-inf")
 
@@ -68,10 +68,13 @@ class Probes:
         learning = None
         if self._machine_learning is not None:
             learning = self._ml_flight.join_or_start(_bound(self._machine_learning.look, inner))
-        self._ask_for_limit(inner)
+        found = [_result(future, deadline) for future in routes]
+        for route, facts in zip(self._routes, found, strict=True):
+            if route.name == "external" and facts.probes["ping"].success:
+                self._ask_for_limit(route, inner)
         return ProbeFacts(
-            [future.result(deadline.limit("wait for the probes")) for future in routes],
-            None if learning is None else learning.result(deadline.limit("wait for the probes")),
+            found,
+            None if learning is None else _result(learning, deadline),
             self._limit if deadline.clock.monotonic() < self._limit_until else None,
             self._remarks(),
         )
@@ -80,15 +83,12 @@ class Probes:
         if self._canaries is not None:
             self._canaries.close()
 
-    def _ask_for_limit(self, deadline: Deadline) -> None:
+    def _ask_for_limit(self, route: Route, deadline: Deadline) -> None:
+        """Ask when it is time to, of a proxy that lets a ping through."""
         now = deadline.clock.monotonic()
-        route = next((route for route in self._routes if route.name == "external"), None)
-        if route is None or now < self._limit_due:
+        if now < self._limit_due:
             return
-        until = Deadline(min(deadline.at, now + LIMIT_SECONDS), deadline.clock)
-        found = self._limit_flight.join_or_start(_bound(route.upload_limit, until)).result(
-            deadline.limit("wait for the probes")
-        )
+        found = route.upload_limit(Deadline(min(deadline.at, now + LIMIT_SECONDS), deadline.clock))
         interval = self._config.upload_limit_interval
         self._limit_due = now + (min(LIMIT_RETRY_SECONDS, interval) if found is None else interval)
         if found is not None:
@@ -115,6 +115,15 @@ class Probes:
             return ()
         why = self._canaries.problem or "the database has no photo with a thumbnail"
         return (Remark(f"no photo is tried: {why}", "see what the collectors postgres and library say"),)
+
+
+def _result(future: Future[T], deadline: Deadline) -> T:
+    try:
+        return future.result(deadline.limit("wait for the probes"))
+    except TimeoutError:
+        raise TimedOut(
+            "the probes did not end in time", mend="this machine may be overloaded: look at its CPU"
+        ) from None
 
 
 def _bound(call: Callable[[Deadline], T], deadline: Deadline) -> Callable[[], T]:

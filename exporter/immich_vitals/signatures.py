@@ -476,8 +476,8 @@ _PREFIX = re.compile(
     rb")"
 )
 _NEST = re.compile(
-    rb"\s*\[Nest\] \d+ {1,3}- (?P<date>[^\[\]]{6,40}?) +(?P<level>VERBOSE|DEBUG|LOG|WARN|ERROR|FATAL) +"
-    rb"(?:\[(?P<app>Api|Microservices|Maintenance|ImmichAdmin)?:?(?P<context>(?:\{.*?\}\]|.*?\]))) ?"
+    rb"\s*(?:\[?Nest\] \d+ {1,3}- )?(?P<date>[^\[\]{}'\"]{6,40}?)\s+(?P<level>VERBOSE|DEBUG|LOG|WARN|ERROR|FATAL)\s+"
+    rb"\[(?:(?:Api|Microservices|Maintenance|ImmichAdmin):)?(?P<context>\{.{0,2000}?\}\]|.*?\](?= |$)|.*$) ?"
 )
 _JSON_LOG = re.compile(rb'^\s*\{"log":"(?P<text>.*?)(?:\\n)?"(?:,"stream":|,"time":|,"attrs":|\}|$)')
 _ESCAPE = re.compile(rb'\\(["\\/nrt]|u00[0-7][0-9a-fA-F])')
@@ -510,17 +510,19 @@ def body(line: bytes) -> bytes:
 # What kind of line it is.
 
 _INTRO = re.compile(
-    rb"(?:Unknown error|Unable to send file|[Uu]nable to run job handler \([^)]{0,80}\)|Unable to run job handler"
+    rb"(?:Unknown error|Unable to send file|Error uploading file|[Uu]nable to run job handler \([^)]{0,80}\)|Unable to run job handler"
     rb"|\w+ worker error|Database [Bb]ackup [Ff]ailure|(?:Kysely m|M)igrations failed(?: with error)?"
     rb"|Migration \"[^\"]{0,120}\" failed, error|\[?cause\]?|error|message|Error occurred during transcoding"
-    rb"|(?:[A-Z]\w*)?(?:Error|Exception)(?: \[\w+\])?): ?['\"`]?"
+    rb"|(?:driver|\w*)?(?:[eE]rror|Exception)(?: \[\w+\])?):? ?['\"`]?"
 )
 _STACK = re.compile(rb", stack: .*", re.DOTALL)
 _BARE = re.compile(rb"(?:\[?cause\]?: )?(?:[A-Z]\w*)?(?:Error|Exception)(?: \[\w+\])?: |\w+ worker error: ")
 _AGAIN = re.compile(rb"Unknown error: |(?:[A-Z]\w*)?Error: |Unable to send file: |(?:[A-Z]\w*)?Error$")
 _NEVER = re.compile(
     rb"\s*(?:at (?:async |new |Object\.|process\.|file:|[\w$.#<>\[\] ]+\()|\xe2\x94\x82|\xe2\x95[\xad\xb0]"
-    rb"|throw |\^|Object:|STATEMENT: |\xe2\x9d\xb1|File \"/|Node\.js v\d)"
+    rb"|throw |\^|Object:|(?:detail|hint|where|code|errno|syscall|path|dest|address|port|routine|file|line|query|sql|stack"
+    rb"|internalQuery|parameters|params|args|command|name|severity|severity_local|hostname|cmd|killed|signal): "
+    rb"|STATEMENT: |\xe2\x9d\xb1|File \"/|Node\.js v\d)"
 )
 _STATEMENT = re.compile(rb"(?:STATEMENT|QUERY):  ")
 _RICH = re.compile(rb"\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\]")
@@ -547,10 +549,10 @@ class _Line:
     text: bytes
     head: bool = False
     again: bool = False
-    indented: bool = False
     detail: bool = False
     identity: bytes | None = None
     quiet: bool = False
+    context: bytes = b""
 
 
 def core(text: bytes) -> bytes:
@@ -639,6 +641,9 @@ class Reader:
         if self._component == "machine_learning" and self._recycled(search, number):
             return None
         match = self._matcher.match(search)
+        if match is None and _BARE.match(line.context):
+            # The error stands where the name of the class should be.
+            match, line.text, line.again = self._matcher.match(line.context), line.context, True
         if match is None or match.end <= begin:
             return None
         return self._counted(match, line, number, moment)
@@ -655,6 +660,7 @@ class Reader:
                 again=_AGAIN.match(message) is not None,
                 identity=cid[1] if cid else job[1] if job else None,
                 quiet=nest["level"] in (b"DEBUG", b"VERBOSE"),
+                context=_CID.sub(b"", context).rstrip(b"]"),
             )
         if text.startswith(b"{") and (said := _JSON_TEXT.search(text)) is not None:
             level = _JSON_LEVEL.search(text)
@@ -672,7 +678,6 @@ class Reader:
         return _Line(
             text=stripped,
             again=bare,
-            indented=stripped != text and not bare,
             detail=self._component == "database" and _DETAIL.search(text[:120]) is not None,
         )
 
@@ -738,8 +743,6 @@ class Reader:
         if event.moment is not None and last.moment is not None and abs(event.moment - last.moment) > SAME_MOMENT:
             return False
         if (found.detail or line.detail) and apart <= DETAILS:
-            return True
-        if line.indented and not line.head and apart <= FIELDS:
             return True
         same = last.core == event.core or (
             min(len(last.core), len(event.core)) >= 20

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from immich_vitals import __version__, config, logs, reference
@@ -211,7 +212,7 @@ def _log_match(options: argparse.Namespace) -> int:
         print(f"immich-vitals log-match: unknown component {options.component!r}; known: {known}", file=sys.stderr)
         return WRONG_USE
     try:
-        log_match.run(component, options.catalogue, sys.stdin.buffer, sys.stdout.buffer)
+        log_match.run(component, options.catalogue, partial(os.read, sys.stdin.fileno()), sys.stdout.buffer)
     except CatalogueError as error:
         for mistake in error.mistakes:
             print(f"immich-vitals log-match: {mistake}", file=sys.stderr)

@@ -6,19 +6,19 @@ nothing. Only lines with such a word are looked at one by one.
 """
 
 import re
-import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from re import _constants as op  # type: ignore[attr-defined]
-from re import _parser  # type: ignore[attr-defined]
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
+
+from immich_vitals.log_text import BARE, COLOUR, NEVER, RICH, STACK, STATEMENT, Line, body, core, taken_apart
+from immich_vitals.patterns import SMALL, danger, needs, words_of
 
 OURS = Path(__file__).with_name("signatures.yml")
 COMPONENTS = ("server", "microservices", "machine_learning", "database", "redis", "proxy")
@@ -27,12 +27,8 @@ NOTHING = "-"
 
 LONGEST_LINE = 16384
 """Bytes of one line that a reader looks at."""
-LONGEST_TEXT = 4096
-"""Bytes of what is left after the prefix that patterns see: bounds the work of a pattern on a hostile line."""
 LONGEST_CATALOGUE = 1 << 20
 MOST_OWN = 50
-SLOW = 0.05
-"""Seconds that one of the user's patterns may take on a hostile line of full length."""
 
 SAME_MOMENT = 5.0
 """Seconds within which the same words are the same event."""
@@ -67,22 +63,22 @@ class Entry:
     matches: tuple[str, ...] = ()
     misses: tuple[str, ...] = ()
     detail: bool = False
+    ours: bool = False
 
 
 class Catalogue:
     """All entries, in order: the first that matches a line gives its signature."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry], healthy: Mapping[str, Sequence[str]]) -> None:
         self.entries = tuple(entries)
+        self.healthy = healthy
         self._matchers: dict[str, _Matcher] = {}
 
     @classmethod
     def load(cls, own: Path | None = None) -> "Catalogue":
         """Our catalogue, and before it the user's. Raises `CatalogueError` with every mistake in the user's."""
-        entries = _ours()
-        if own is None:
-            return cls(entries)
-        return cls((*_own(own), *entries))
+        entries, healthy = _ours()
+        return cls(entries if own is None else (*_own(own), *entries), healthy)
 
     def signatures(self, component: str) -> tuple[str, ...]:
         """Every signature that this component can count, sorted."""
@@ -95,19 +91,22 @@ class Catalogue:
     def matcher(self, component: str) -> "_Matcher":
         """The patterns of one component, made ready once."""
         if component not in self._matchers:
-            self._matchers[component] = _Matcher([e for e in self.entries if component in e.components])
+            self._matchers[component] = _Matcher(
+                [entry for entry in self.entries if component in entry.components],
+                frozenset(words_of("\n".join(self.healthy.get(component, ())).encode())),
+            )
         return self._matchers[component]
 
 
-# Reading the files.
-
-
 @cache
-def _ours() -> tuple[Entry, ...]:
-    entries, mistakes = _entries(OURS.read_bytes(), OURS.name)
+def _ours() -> tuple[tuple[Entry, ...], dict[str, list[str]]]:
+    text = OURS.read_bytes()
+    entries, mistakes = _entries(text, OURS.name)
     if mistakes:
         raise CatalogueError(mistakes)
-    return entries
+    healthy: dict[str, list[str]] = _loaded(text)["healthy"]
+    healthy["microservices"] = healthy["server"]
+    return tuple(replace(entry, ours=True) for entry in entries), healthy
 
 
 def _own(path: Path) -> tuple[Entry, ...]:
@@ -130,9 +129,13 @@ def _own(path: Path) -> tuple[Entry, ...]:
     return entries
 
 
+def _loaded(text: bytes) -> Any:
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def _entries(text: bytes, name: str) -> tuple[tuple[Entry, ...], list[str]]:
     try:
-        loaded = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        loaded = _loaded(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         return (), [f"{name}: is no YAML: {' '.join(str(error).split())}"]
     listed = loaded.get("signatures") if isinstance(loaded, dict) else None
@@ -203,182 +206,35 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# Checking the user's entries.
-
-
 def _wrong_with(entry: Entry) -> Iterator[str]:
     """What is wrong with a well-formed entry: a pattern that is dangerous or would look at every line, an example
     that fails."""
     dangerous = False
     for pattern in (*entry.patterns, *entry.unless):
-        if why := _dangerous(pattern):
+        if why := danger(pattern):
             dangerous = True
             yield f"pattern `{_short(pattern)}` {why}"
     if dangerous:
         return
     for pattern in entry.patterns:
-        if not _words(pattern):
+        if not any(needs(pattern, frozenset(), edges=False)):
             yield f"pattern `{_short(pattern)}` has no word of three letters that a line must hold; add one"
             dangerous = True
     if dangerous:
         return
-    matcher = _Matcher([entry])
     for example in entry.matches:
-        if matcher.match(body(example.encode()[:LONGEST_LINE])) is None:
+        if not _found(entry, example):
             yield f"example `{_short(example)}` in `matches` does not match; mend the pattern or the example"
     for example in entry.misses:
-        if matcher.match(body(example.encode()[:LONGEST_LINE])) is not None:
+        if _found(entry, example):
             yield f"example `{_short(example)}` in `misses` does match; mend the pattern or the example"
 
 
-def _dangerous(pattern: str) -> str | None:
-    """Why a pattern could take too long on a hostile line, if it could."""
-    tree = _parser.parse(pattern.encode())
-    if _nested(tree, inside=False):
-        return "repeats something that repeats itself, such as (a+)+; that can take for ever on some lines"
-    compiled = re.compile(pattern.encode())
-    hostile = [b"".join(parts) for parts in _pumps(tree)]
-    length = 16
-    while length < LONGEST_TEXT:
-        length *= 2
-        for pump in hostile:
-            line = (pump * (length // len(pump) + 1))[:length]
-            began = time.perf_counter()
-            compiled.search(line + b"\x00")
-            took = time.perf_counter() - began
-            # Twice as long a line may take eight times as long; what is slow here will be worse at full length.
-            if took > SLOW:
-                return f"takes more than {SLOW:g} s on a hostile line; use fewer of .* and .+, or [^x]{{0,80}} for them"
-    return None
-
-
-_REPEATS = (op.MAX_REPEAT, op.MIN_REPEAT)
-
-
-def _nested(tree: Iterable[tuple[object, object]], *, inside: bool) -> bool:
-    for code, value in tree:
-        if code in _REPEATS:
-            most: int = value[1]  # type: ignore[index]
-            repeated: Iterable[tuple[object, object]] = value[2]  # type: ignore[index]
-            if (most > 1 and inside) or _nested(repeated, inside=inside or most > 16):
-                return True
-        else:
-            for inner in _inner(code, value):
-                if _nested(inner, inside=inside):
-                    return True
-    return False
-
-
-def _inner(code: object, value: object) -> Iterable[Iterable[tuple[object, object]]]:
-    """The parts of a node of the parsed pattern that are patterns themselves."""
-    if code is op.BRANCH:
-        return value[1]  # type: ignore[index,no-any-return]
-    if code is op.SUBPATTERN:
-        return [value[-1]]  # type: ignore[index]
-    if code in (op.ASSERT, op.ASSERT_NOT):
-        return [value[1]]  # type: ignore[index]
-    if code is getattr(op, "ATOMIC_GROUP", None):
-        return [value]  # type: ignore[list-item]
-    return []
-
-
-def _pumps(tree: Iterable[tuple[object, object]]) -> Iterator[list[bytes]]:
-    """Texts that, repeated, make a backtracking search work hard: the pattern's own characters."""
-    samples = list(_samples(tree))
-    yield samples or [b"a"]
-    for sample in sorted(set(samples)):
-        yield [sample]
-    for before in range(len(samples) - 1):
-        yield samples[: before + 1]
-    yield [b"a"]
-    yield [b" "]
-
-
-def _samples(tree: Iterable[tuple[object, object]]) -> Iterator[bytes]:
-    for code, value in tree:
-        if code is op.LITERAL:
-            yield bytes([value]) if isinstance(value, int) and value < 256 else b"?"
-        elif code in _REPEATS:
-            yield from _samples(value[2])  # type: ignore[index]
-        elif code is op.IN:
-            yield _one_of(value)  # type: ignore[arg-type]
-        else:
-            for inner in _inner(code, value):
-                yield from _samples(inner)
-
-
-def _one_of(items: Sequence[tuple[object, object]]) -> bytes:
-    kind = {op.CATEGORY_DIGIT: b"1", op.CATEGORY_SPACE: b" ", op.CATEGORY_WORD: b"a", op.CATEGORY_NOT_SPACE: b"a"}
-    for code, value in items:
-        if code is op.NEGATE:
-            return b"~"
-        if code is op.LITERAL and isinstance(value, int):
-            return bytes([value])
-        if code is op.RANGE:
-            return bytes([value[0]])  # type: ignore[index]
-        if code is op.CATEGORY:
-            return kind.get(value, b"-")
-    return b"~"
-
-
-# Words that a line must hold for a pattern to match it.
-
-SHORTEST_WORD = 3
-
-
-def _words(pattern: str) -> frozenset[bytes]:
-    """Words in small letters, one of which is in every line that matches; empty when there is none of use."""
-    found = _required(_parser.parse(pattern.encode()))
-    return found if found and all(len(word) >= SHORTEST_WORD for word in found) else frozenset()
-
-
-def _required(tree: Iterable[tuple[object, object]]) -> frozenset[bytes]:
-    """The best choice of words over a sequence of nodes."""
-    best: frozenset[bytes] = frozenset()
-    run = bytearray()
-
-    def offer(choice: frozenset[bytes]) -> None:
-        nonlocal best
-        if _worth(choice) > _worth(best):
-            best = choice
-
-    for code, value in tree:
-        if code is op.LITERAL and isinstance(value, int) and value < 128:
-            run.append(value)
-            continue
-        if code is op.IN and (letter := _same_letter(value)):  # type: ignore[arg-type]
-            run += letter
-            continue
-        if run:
-            offer(frozenset({bytes(run).lower()}))
-            run.clear()
-        if code in _REPEATS:
-            if value[0] > 0:  # type: ignore[index]
-                offer(_required(value[2]))  # type: ignore[index]
-        elif code is op.BRANCH:
-            branches = [_required(inner) for inner in value[1]]  # type: ignore[index]
-            if all(branches):
-                offer(frozenset().union(*branches))
-        elif code is op.SUBPATTERN:
-            offer(_required(value[-1]))  # type: ignore[index]
-    if run:
-        offer(frozenset({bytes(run).lower()}))
-    return best
-
-
-def _same_letter(items: Sequence[tuple[object, object]]) -> bytes:
-    """The letter that `[Aa]` stands for, in either size."""
-    letters = {bytes([value]).lower() if isinstance(value, int) else b"" for _, value in items}
-    if len(letters) == 1 and all(code is op.LITERAL for code, _ in items):
-        return letters.pop()
-    return b""
-
-
-def _worth(words: frozenset[bytes]) -> float:
-    return min(map(len, words)) - 0.5 * (len(words) - 1) if words else -1.0
-
-
-# Matching one text.
+def _found(entry: Entry, example: str) -> bool:
+    """Whether a log with only these lines would be found to hold the entry, `-` being an entry like others."""
+    named = replace(entry, signature="found")
+    lines = [line[:LONGEST_LINE] for line in example.encode().split(b"\n")]
+    return bool(Reader(Catalogue([named], {}), entry.components[0]).feed(lines, None))
 
 
 class Found(NamedTuple):
@@ -393,12 +249,11 @@ class Found(NamedTuple):
 class _Pattern:
     """One pattern of an entry, compiled at its first use."""
 
-    __slots__ = ("_compiled", "_text", "entry", "rank", "words")
+    __slots__ = ("_compiled", "_text", "entry", "rank")
 
     def __init__(self, rank: int, text: str, entry: Entry) -> None:
         self.rank = rank
         self.entry = entry
-        self.words = _words(text)
         self._text = text
         self._compiled: re.Pattern[bytes] | None = None
 
@@ -411,29 +266,31 @@ class _Pattern:
 class _Matcher:
     """The patterns of one component, found by the words they need."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        patterns = [
-            _Pattern(rank, text, entry)
-            for rank, (entry, text) in enumerate((entry, text) for entry in entries for text in entry.patterns)
-        ]
-        self._always = [pattern for pattern in patterns if not pattern.words]
-        chosen = _fewest([pattern.words for pattern in patterns if pattern.words])
+    def __init__(self, entries: Sequence[Entry], common: Set[bytes] = frozenset()) -> None:
         self._by_word: dict[bytes, list[_Pattern]] = {}
-        for pattern in patterns:
-            for word in pattern.words:
-                self._by_word.setdefault(chosen[word], []).append(pattern)
-        self.words = tuple(self._by_word)
+        self._by_part: dict[bytes, list[_Pattern]] = {}
+        for rank, (entry, text) in enumerate((one, pattern) for one in entries for pattern in one.patterns):
+            pattern = _Pattern(rank, text, entry)
+            words, parts = needs(text, common, edges=entry.ours)
+            for word in words:
+                self._by_word.setdefault(word, []).append(pattern)
+            for part in parts:
+                self._by_part.setdefault(part, []).append(pattern)
+        self.words = frozenset(self._by_word)
+        self.parts = tuple(self._by_part)
         self._unless = {id(entry): [re.compile(one.encode()) for one in entry.unless] for entry in entries}
-        self.every_line = bool(self._always)
 
     def match(self, text: bytes) -> Found | None:
         """The first pattern, in the order of the catalogue, that the text matches; None also for `-`."""
-        lower = text.lower()
-        candidates = {pattern.rank: pattern for pattern in self._always}
-        for word in self.words:
-            if word in lower:
-                for pattern in self._by_word[word]:
-                    candidates[pattern.rank] = pattern
+        small = text.translate(SMALL)
+        candidates = {
+            pattern.rank: pattern for word in self.words.intersection(small.split()) for pattern in self._by_word[word]
+        }
+        if self.parts:
+            lower = text.lower()
+            candidates |= {
+                pattern.rank: pattern for part in self.parts if part in lower for pattern in self._by_part[part]
+            }
         for rank in sorted(candidates):
             pattern = candidates[rank]
             match = pattern.search(text)
@@ -441,95 +298,8 @@ class _Matcher:
                 continue
             if pattern.entry.signature == NOTHING:
                 return None
-            what = match.groupdict().get("what")
-            return Found(pattern.entry.signature, pattern.entry.detail, match.end(), what)
+            return Found(pattern.entry.signature, pattern.entry.detail, match.end(), match.groupdict().get("what"))
         return None
-
-
-def _fewest(needs: Sequence[frozenset[bytes]]) -> dict[bytes, bytes]:
-    """For every word the shortest of all words that is a part of it, so that fewer have to be searched for."""
-    words = sorted({word for need in needs for word in need}, key=lambda word: (len(word), word))
-    chosen: dict[bytes, bytes] = {}
-    kept: list[bytes] = []
-    for word in words:
-        part = next((short for short in kept if short in word), word)
-        if part is word:
-            kept.append(word)
-        chosen[word] = part
-    return chosen
-
-
-# One line without what others wrote before it.
-
-_ANSI = re.compile(rb"(?:\x1b|#033|\\u001b|\\x1b|\^\[)?\[(?:\d{1,3}(?:;\d{1,3})*)?m")
-_PREFIX = re.compile(
-    rb"(?:"
-    rb"\s{0,4}[\w.\-/]{1,80}\s{0,60}\|(?: |$)"  # docker compose
-    rb"|\[[\w.\-/ ]{1,80}\]\s{0,40}\| ?"  # docker compose v1
-    rb"|\[pod/[^\]\s]{1,200}\] "  # kubectl logs --prefix
-    rb"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z| ?[+-]\d\d:?\d\d)?(?=[^\d,.:]|$)[ \t]?"
-    rb"|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\d:\d\d [\w.\-]{1,80} "
-    rb"[\w.\-/@]{1,80}(?:\[\d+\])?: "
-    rb"|[\w.\-]{1,80} (?:docker|podman|conmon|immich[\w.\-]*|postgres[\w.\-]*|redis[\w.\-]*|nginx)(?:\[\d+\])?: "
-    rb"|(?:stdout|stderr)(?: [FP])?[ \t]"
-    rb"|[\w\-]{1,40}\[[\w\-]{1,40}\] \w{1,10} \[\w{1,10}\] ?"  # a platform's app[id] region [level]
-    rb")"
-)
-_NEST = re.compile(
-    rb"\s*(?:\[?Nest\] \d+ {1,3}- )?(?P<date>[^\[\]{}'\"]{6,40}?)\s+(?P<level>VERBOSE|DEBUG|LOG|WARN|ERROR|FATAL)\s+"
-    rb"\[(?:(?:Api|Microservices|Maintenance|ImmichAdmin):)?(?P<context>\{.{0,2000}?\}\]|.*?\](?= |$)|.*$) ?"
-)
-_JSON_LOG = re.compile(rb'^\s*\{"log":"(?P<text>.*?)(?:\\n)?"(?:,"stream":|,"time":|,"attrs":|\}|$)')
-_ESCAPE = re.compile(rb'\\(["\\/nrt]|u00[0-7][0-9a-fA-F])')
-_ESCAPED = {b'"': b'"', b"\\": b"\\", b"/": b"/", b"n": b"\n", b"r": b"", b"t": b"\t"}
-_JSON_LEVEL = re.compile(rb'"level": ?"(?P<level>\w+)"')
-_JSON_TEXT = re.compile(rb'"message": ?"(?P<text>(?:[^"\\]|\\.)*)')
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    code = match[1]
-    return _ESCAPED.get(code) or (bytes([int(code[1:], 16)]) if code[:1] == b"u" else b"")
-
-
-def body(line: bytes) -> bytes:
-    """The line as its program wrote it: without colours and without what compose, journald, syslog or a shipper put
-    before it."""
-    if (wrapped := _JSON_LOG.match(line)) is not None:
-        line = _ESCAPE.sub(_unescape, wrapped["text"])
-    if b"m" in line and b"[" in line:
-        line = _ANSI.sub(b"", line)
-    position = 0
-    for _ in range(6):
-        prefix = _PREFIX.match(line, position)
-        if prefix is None or prefix.end() == position:
-            break
-        position = prefix.end()
-    return line[position : position + LONGEST_TEXT].rstrip()
-
-
-# What kind of line it is.
-
-_INTRO = re.compile(
-    rb"(?:Unknown error|Unable to send file|Error uploading file|[Uu]nable to run job handler \([^)]{0,80}\)|Unable to run job handler"
-    rb"|\w+ worker error|Database [Bb]ackup [Ff]ailure|(?:Kysely m|M)igrations failed(?: with error)?"
-    rb"|Migration \"[^\"]{0,120}\" failed, error|\[?cause\]?|error|message|Error occurred during transcoding"
-    rb"|(?:driver|\w*)?(?:[eE]rror|Exception)(?: \[\w+\])?):? ?['\"`]?"
-)
-_STACK = re.compile(rb", stack: .*", re.DOTALL)
-_BARE = re.compile(rb"(?:\[?cause\]?: )?(?:[A-Z]\w*)?(?:Error|Exception)(?: \[\w+\])?: |\w+ worker error: ")
-_AGAIN = re.compile(rb"Unknown error: |(?:[A-Z]\w*)?Error: |Unable to send file: |(?:[A-Z]\w*)?Error$")
-_NEVER = re.compile(
-    rb"\s*(?:at (?:async |new |Object\.|process\.|file:|[\w$.#<>\[\] ]+\()|\xe2\x94\x82|\xe2\x95[\xad\xb0]"
-    rb"|throw |\^|Object:|(?:detail|hint|where|code|errno|syscall|path|dest|address|port|routine|file|line|query|sql|stack"
-    rb"|internalQuery|parameters|params|args|command|name|severity|severity_local|hostname|cmd|killed|signal): "
-    rb"|STATEMENT: |\xe2\x9d\xb1|File \"/|Node\.js v\d)"
-)
-_STATEMENT = re.compile(rb"(?:STATEMENT|QUERY):  ")
-_RICH = re.compile(rb"\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\]")
-_CID = re.compile(rb"~([a-z0-9]{8})\]$")
-_JOB = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
-_DETAIL = re.compile(rb"(?:DETAIL|HINT|CONTEXT|QUERY|LOCATION):  ?")
-_MARKS = (b"starting microservices worker", b"starting api worker", b"initializing immich", b"starting immich ")
 
 
 @dataclass(slots=True)
@@ -542,28 +312,17 @@ class _Event:
     moment: float | None
 
 
-@dataclass(slots=True)
-class _Line:
-    """A line taken apart. `head`: it begins a record; `again`: it may tell an error a second time."""
-
-    text: bytes
-    head: bool = False
-    again: bool = False
-    detail: bool = False
-    identity: bytes | None = None
-    quiet: bool = False
-    context: bytes = b""
+_MARKS = (b"starting microservices worker", b"starting api worker", b"initializing immich", b"starting immich ")
+_MARK_WORDS = frozenset({b"starting", b"initializing"})
 
 
-def core(text: bytes) -> bytes:
-    """The words that are the same each time one error is told: without the introductions that programs put before."""
-    text = _STACK.sub(b"", text).strip()
-    for _ in range(6):
-        shorter = _INTRO.sub(b"", text, count=1) if _INTRO.match(text) else text
-        if shorter == text:
-            break
-        text = shorter.strip()
-    return text.strip(b"'\"`,. \t")[:300]
+def _line_starts(text: bytes, part: bytes) -> Iterator[int]:
+    """Where the lines begin that hold a part."""
+    place = text.find(part)
+    while place >= 0:
+        yield text.rfind(b"\n", 0, place) + 1
+        following = text.find(b"\n", place)
+        place = text.find(part, following) if following >= 0 else -1
 
 
 class Reader:
@@ -572,7 +331,7 @@ class Reader:
     def __init__(self, catalogue: Catalogue, component: str) -> None:
         self._matcher = catalogue.matcher(component)
         self._component = component
-        self._search = (*self._matcher.words, *(_MARKS if component in ("server", "microservices") else ()))
+        self._words = self._matcher.words | (_MARK_WORDS if component in ("server", "microservices") else frozenset())
         self._number = 0
         self._mark = 0
         self._events: deque[_Event] = deque(maxlen=8)
@@ -601,23 +360,22 @@ class Reader:
 
     def _candidates(self, lines: Sequence[bytes]) -> Sequence[int]:
         """Indexes of the lines that hold a word of some pattern."""
-        if not lines:
-            return ()
-        if self._matcher.every_line:
-            return range(len(lines))
-        text = b"\n".join(lines).lower()
+        text = b"\n".join(lines)
+        if b"m" in text and (b"\x1b[" in text or b"[39m" in text or b"[0m" in text):
+            text = COLOUR.sub(b" ", text)
+        small = text.translate(SMALL)
         places: set[int] = set()
-        for word in self._search:
-            place = text.find(word)
-            while place >= 0:
-                places.add(text.rfind(b"\n", 0, place) + 1)
-                following = text.find(b"\n", place)
-                place = text.find(word, following) if following >= 0 else -1
+        present = small.split()
+        if not self._words.isdisjoint(present):
+            for word in self._words.intersection(present):
+                places.update(_line_starts(small, word))
+        if self._matcher.parts:
+            lower = text.lower()
+            for part in self._matcher.parts:
+                places.update(_line_starts(lower, part))
         if not places:
             return ()
-        if len(lines) == 1:
-            return (0,)
-        starts = list(accumulate((len(line) + 1 for line in lines), initial=0))
+        starts = list(accumulate((len(line) + 1 for line in small.split(b"\n")), initial=0))
         return sorted({bisect_right(starts, place) - 1 for place in places})
 
     def _look(self, lines: Sequence[bytes], index: int, moment: float | None) -> str | None:
@@ -629,57 +387,25 @@ class Reader:
             if any(start.startswith(mark) for mark in _MARKS):
                 self._mark = number
                 return None
-        if _NEVER.match(text) or _STATEMENT.search(text):
+        if NEVER.match(text) or STATEMENT.search(text):
             return None
-        line = self._taken_apart(text)
+        # The worker says its error and then, in the same line, the error with its stack.
+        line = taken_apart(STACK.sub(b"", text), self._component)
         if line.quiet:
             return None
         search, begin = line.text, 0
-        if self._component == "machine_learning" and not _RICH.match(text) and text[:8].isspace():
+        if self._component == "machine_learning" and not RICH.match(text) and text[:8].isspace():
             before = self._wrapped(lines, index)
             search, begin = before + text.strip(), len(before)
         if self._component == "machine_learning" and self._recycled(search, number):
             return None
         match = self._matcher.match(search)
-        if match is None and _BARE.match(line.context):
+        if match is None and BARE.match(line.context):
             # The error stands where the name of the class should be.
             match, line.text, line.again = self._matcher.match(line.context), line.context, True
         if match is None or match.end <= begin:
             return None
         return self._counted(match, line, number, moment)
-
-    def _taken_apart(self, text: bytes) -> _Line:
-        if (nest := _NEST.match(text)) is not None:
-            message = text[nest.end() :]
-            context = nest["context"]
-            cid = _CID.search(context)
-            job = _JOB.search(context)
-            return _Line(
-                text=message if message else text,
-                head=True,
-                again=_AGAIN.match(message) is not None,
-                identity=cid[1] if cid else job[1] if job else None,
-                quiet=nest["level"] in (b"DEBUG", b"VERBOSE"),
-                context=_CID.sub(b"", context).rstrip(b"]"),
-            )
-        if text.startswith(b"{") and (said := _JSON_TEXT.search(text)) is not None:
-            level = _JSON_LEVEL.search(text)
-            message = _ESCAPE.sub(_unescape, said["text"])
-            job = _JOB.search(text.replace(b"\\", b""))
-            return _Line(
-                text=text if self._component == "proxy" else message.split(b"\n", 1)[0],
-                head=True,
-                again=_AGAIN.match(message) is not None,
-                identity=job[1] if job else None,
-                quiet=level is not None and level["level"].lower() in (b"debug", b"verbose"),
-            )
-        stripped = text.lstrip()
-        bare = _BARE.match(stripped) is not None
-        return _Line(
-            text=stripped,
-            again=bare,
-            detail=self._component == "database" and _DETAIL.search(text[:120]) is not None,
-        )
 
     def _wrapped(self, lines: Sequence[bytes], index: int) -> bytes:
         """The lines before this one that are one text with it, joined."""
@@ -690,7 +416,7 @@ class Reader:
             if not text or b"\xe2\x94\x82" in text or b"\xe2\x95" in text:
                 break
             parts.append(text.strip())
-            if _RICH.match(text) or not text[:8].isspace():
+            if RICH.match(text) or not text[:8].isspace():
                 break
         return b" ".join(reversed(parts)) + b" " if parts else b""
 
@@ -704,7 +430,7 @@ class Reader:
             return at is not None and number - at <= FIELDS
         return False
 
-    def _counted(self, found: Found, line: _Line, number: int, moment: float | None) -> str | None:
+    def _counted(self, found: Found, line: Line, number: int, moment: float | None) -> str | None:
         """The signature if this is a new event, and None if it is one that was counted."""
         words = found.what if found.what is not None else core(line.text)
         event = _Event(found.signature, words, found.what, line.identity, number, moment)
@@ -722,7 +448,7 @@ class Reader:
         self._events.append(event)
         return event.signature
 
-    def _is_again(self, event: _Event, found: Found, line: _Line) -> bool:
+    def _is_again(self, event: _Event, found: Found, line: Line) -> bool:
         if event.identity is not None and not event.identity.count(b"-"):
             # The id of a request. That of a job may come back when the job is run again.
             seen = self._identities.get((event.signature, event.identity))

@@ -1,0 +1,134 @@
+"""One line of a log: without what others wrote before it, and taken apart."""
+
+import re
+from dataclasses import dataclass
+
+from immich_vitals.patterns import LONGEST_TEXT
+
+COLOUR = re.compile(rb"(?:\x1b|#033|\\u001b|\\x1b|\^\[)?\[(?:\d{1,3}(?:;\d{1,3})*)?m")
+_PREFIX = re.compile(
+    rb"(?:"
+    rb"\s{0,4}[\w.\-/]{1,80}\s{0,60}\|(?: |$)"  # docker compose
+    rb"|\[[\w.\-/ ]{1,80}\]\s{0,40}\| ?"  # docker compose v1
+    rb"|\[pod/[^\]\s]{1,200}\] "  # kubectl logs --prefix
+    rb"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z| ?[+-]\d\d:?\d\d)?(?=[^\d,.:]|$)[ \t]?"
+    rb"|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\d:\d\d [\w.\-]{1,80} "
+    rb"[\w.\-/@]{1,80}(?:\[\d+\])?: "
+    rb"|[\w.\-]{1,80} (?:docker|podman|conmon|immich[\w.\-]*|postgres[\w.\-]*|redis[\w.\-]*|nginx)(?:\[\d+\])?: "
+    rb"|(?:stdout|stderr)(?: [FP])?[ \t]"
+    rb"|[\w\-]{1,40}\[[\w\-]{1,40}\] \w{1,10} \[\w{1,10}\] ?"  # a platform's app[id] region [level]
+    rb")"
+)
+_NEST = re.compile(
+    rb"\s*(?:\[?Nest\] \d+ {1,3}- )?(?P<date>[^\[\]{}'\"]{6,40}?)\s+(?P<level>VERBOSE|DEBUG|LOG|WARN|ERROR|FATAL)\s+"
+    rb"\[(?:(?:Api|Microservices|Maintenance|ImmichAdmin):)?(?P<context>\{.{0,2000}?\}\]|.*?\](?= |$)|.*$) ?"
+)
+_JSON_LOG = re.compile(rb'^\s*\{"log":"(?P<text>.*?)(?:\\n)?"(?:,"stream":|,"time":|,"attrs":|\}|$)')
+_ESCAPE = re.compile(rb'\\(["\\/nrt]|u00[0-7][0-9a-fA-F])')
+_ESCAPED = {b'"': b'"', b"\\": b"\\", b"/": b"/", b"n": b"\n", b"r": b"", b"t": b"\t"}
+_JSON_LEVEL = re.compile(rb'"level": ?"(?P<level>\w+)"')
+_JSON_TEXT = re.compile(rb'"message": ?"(?P<text>(?:[^"\\]|\\.)*)')
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    code = match[1]
+    return _ESCAPED.get(code) or (bytes([int(code[1:], 16)]) if code[:1] == b"u" else b"")
+
+
+def body(line: bytes) -> bytes:
+    """The line as its program wrote it: without colours and without what compose, journald, syslog or a shipper put
+    before it."""
+    if (wrapped := _JSON_LOG.match(line)) is not None:
+        line = _ESCAPE.sub(_unescape, wrapped["text"])
+    if b"m" in line and b"[" in line:
+        line = COLOUR.sub(b"", line)
+    position = 0
+    for _ in range(6):
+        prefix = _PREFIX.match(line, position)
+        if prefix is None or prefix.end() == position:
+            break
+        position = prefix.end()
+    return line[position : position + LONGEST_TEXT].rstrip()
+
+
+_INTRO = re.compile(
+    rb"(?:Unknown error|Unable to send file|Error uploading file"
+    rb"|[Uu]nable to run job handler \([^)]{0,80}\)|Unable to run job handler"
+    rb"|\w+ worker error|Database [Bb]ackup [Ff]ailure|(?:Kysely m|M)igrations failed(?: with error)?"
+    rb"|Migration \"[^\"]{0,120}\" failed, error|\[?cause\]?|error|message|Error occurred during transcoding"
+    rb"|(?:driver|\w*)?(?:[eE]rror|Exception)(?: \[\w+\])?):? ?['\"`]?"
+)
+STACK = re.compile(rb", stack: .*", re.DOTALL)
+BARE = re.compile(rb"(?:\[?cause\]?: )?(?:[A-Z]\w*)?(?:Error|Exception)(?: \[\w+\])?: |\w+ worker error: ")
+_AGAIN = re.compile(rb"Unknown error: |(?:[A-Z]\w*)?Error: |Unable to send file: |(?:[A-Z]\w*)?Error$")
+NEVER = re.compile(
+    rb"\s*(?:at (?:async |new |Object\.|process\.|file:|[\w$.#<>\[\] ]+\()|\xe2\x94\x82|\xe2\x95[\xad\xb0]"
+    rb"|throw |\^|Object:|(?:detail|hint|where|code|errno|syscall|path|dest|address"
+    rb"|port|routine|file|line|query|sql|stack|internalQuery"
+    rb"|parameters|params|args|command|name|severity|severity_local|hostname|cmd|killed|signal): "
+    rb"|STATEMENT: |\xe2\x9d\xb1|File \"/|Node\.js v\d)"
+)
+STATEMENT = re.compile(rb"(?:STATEMENT|QUERY):  ")
+RICH = re.compile(rb"\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\]")
+_CID = re.compile(rb"~([a-z0-9]{8})\]$")
+_JOB = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
+_DETAIL = re.compile(rb"(?:DETAIL|HINT|CONTEXT|QUERY|LOCATION):  ?")
+
+
+@dataclass(slots=True)
+class Line:
+    """A line taken apart. `head`: it begins a record; `again`: it may tell an error a second time."""
+
+    text: bytes
+    head: bool = False
+    again: bool = False
+    detail: bool = False
+    identity: bytes | None = None
+    quiet: bool = False
+    context: bytes = b""
+
+
+def taken_apart(text: bytes, component: str) -> Line:
+    """What a line is, without its prefix."""
+    if (nest := _NEST.match(text)) is not None:
+        message = text[nest.end() :]
+        context = nest["context"]
+        cid = _CID.search(context)
+        job = _JOB.search(context)
+        return Line(
+            text=message if message else text,
+            head=True,
+            again=_AGAIN.match(message) is not None,
+            identity=cid[1] if cid else job[1] if job else None,
+            quiet=nest["level"] in (b"DEBUG", b"VERBOSE"),
+            context=_CID.sub(b"", context).rstrip(b"]"),
+        )
+    if text.startswith(b"{") and (said := _JSON_TEXT.search(text)) is not None:
+        level = _JSON_LEVEL.search(text)
+        message = _ESCAPE.sub(_unescape, said["text"])
+        job = _JOB.search(text.replace(b"\\", b""))
+        return Line(
+            text=text if component == "proxy" else message.split(b"\n", 1)[0],
+            head=True,
+            again=_AGAIN.match(message) is not None,
+            identity=job[1] if job else None,
+            quiet=level is not None and level["level"].lower() in (b"debug", b"verbose"),
+        )
+    stripped = text.lstrip()
+    bare = BARE.match(stripped) is not None
+    return Line(
+        text=stripped,
+        again=bare,
+        detail=component == "database" and _DETAIL.search(text[:120]) is not None,
+    )
+
+
+def core(text: bytes) -> bytes:
+    """The words that are the same each time one error is told: without the introductions that programs put before."""
+    text = STACK.sub(b"", text).strip()
+    for _ in range(6):
+        shorter = _INTRO.sub(b"", text, count=1) if _INTRO.match(text) else text
+        if shorter == text:
+            break
+        text = shorter.strip()
+    return text.strip(b"'\"`,. \t")[:300]

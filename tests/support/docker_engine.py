@@ -49,6 +49,12 @@ class Engine:
     def host(self) -> str:
         return f"unix://{self.socket}"
 
+    @property
+    def pid(self) -> int:
+        """Of the daemon."""
+        assert self._daemon is not None
+        return self._daemon.pid
+
     def start(self) -> None:
         """Start the daemon and wait until it answers. Raises `EngineError`."""
         with (self.folder / "log").open("ab") as log:

@@ -257,10 +257,13 @@ class Counts:
         assert isinstance(matches, list)
         assert isinstance(lasts, list)
         assert isinstance(places, dict)
-        self._lines.update({str(each): int(count) for each, count in lines.items()})
-        self._matches.update({(str(each), str(word)): int(count) for each, word, count in matches})
-        self._lasts.update({(str(each), str(word)): float(moment) for each, word, moment in lasts})
-        self._places.update({str(key): dict(place) for key, place in places.items()})
+        taken = (
+            Counter({str(each): int(count) for each, count in lines.items()}),
+            Counter({(str(each), str(word)): int(count) for each, word, count in matches}),
+            {(str(each), str(word)): float(moment) for each, word, moment in lasts},
+            {str(key): dict(place) for key, place in places.items()},
+        )
+        self._lines, self._matches, self._lasts, self._places = taken
         self.since = float(saved)
 
 

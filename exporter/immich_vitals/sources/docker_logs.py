@@ -93,7 +93,8 @@ class _Head:
 class Frames:
     """Lines out of the bytes of one container's log without those that are known. Kept from one answer to the next."""
 
-    def __init__(self, mark: Mark) -> None:
+    def __init__(self, mark: Mark, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._last, self._repeats, self._high = mark.last, mark.repeats, mark.high
         self._heads: dict[int, _Head] = {}
         self._second = b""
@@ -112,13 +113,16 @@ class Frames:
         """
         self._limited = limited
         self.broken = False  # the engine says in the stream that it cannot read on
-        self._live = asked + LIVE
+        self._asked = asked
+        self._began = self._clock.monotonic()
         self._known = not anew  # as long as lines are told again
         self._seen = self._repeated = 0
         self._raw: bool | None = None
         self._rest = b""
         self._skip = 0
         self._splitter = Splitter()
+        # Docker up to 20.10 tells the first line twice, moment and all, when it has rotated the log.
+        self._before = b""
 
     def feed(self, piece: bytes) -> tuple[list[bytes], list[float]]:
         """New lines and their moments. Raises `Unavailable` when it is no log."""
@@ -128,6 +132,9 @@ class Frames:
         moments: list[int] = []
         if self._raw:
             for line in self._splitter.lines(piece):
+                if line == self._before:
+                    continue
+                self._before = line
                 moment, text = self._told(line)
                 if not self._known or self._is_new(moment):
                     self._count(moment)
@@ -163,6 +170,9 @@ class Frames:
                 after = end
             payload = data[at + 8 : after] if not self._skip else data[at + 8 : after] + b"\n"
             at = after
+            if payload == self._before:
+                continue
+            self._before = payload if payload.endswith(b"\n") else b""
             if kind == 3:
                 self.broken = True
                 continue
@@ -195,7 +205,7 @@ class Frames:
 
     def _is_new(self, moment: int) -> bool:
         """Whether a line is new, while known ones may still be told."""
-        if moment > self._high or moment >= self._live:
+        if moment > self._high or self._is_live(moment):
             if self._limited and self._seen == 0 and moment > self._high:
                 raise _Gap
             self._known = False
@@ -205,6 +215,11 @@ class Frames:
             self._repeated += 1
             self._known = self._repeated < self._repeats
         return False
+
+    def _is_live(self, moment: int) -> bool:
+        """Whether a line was written while this answer was read, and is not one told again, whatever the clock did."""
+        now = self._asked + int((self._clock.monotonic() - self._began) * 1e9)
+        return self._asked + LIVE <= moment <= now + LIVE
 
     def _count(self, moment: int) -> None:
         self._repeats = self._repeats + 1 if moment == self._last else 1
@@ -363,7 +378,7 @@ class _Stream:
         self._budget = budget
         self._clock = clock
         self._quiet = quiet
-        self._frames = Frames(mark) if mark else None
+        self._frames = Frames(mark, clock) if mark else None
         self._flight: Flight[bool] = Flight("log-stream")
         self._future: Future[bool] | None = None
         self._answer: Bytes | None = None
@@ -416,7 +431,7 @@ class _Stream:
             return False
         began = int(on_its_clock(asked, answer.began) * 1e9)
         if self._frames is None:
-            self._frames = Frames(Mark(began, 0, began))
+            self._frames = Frames(Mark(began, 0, began), self._clock)
         self._frames.begin(began, limited=bool(tail), anew=tail == 0)
         self._answer = answer
         self._jump = False

@@ -21,6 +21,7 @@ from immich_vitals.demo.queues import create_queues, queue_names, worker_name
 from immich_vitals.demo.schema import Connection, create_schema
 from immich_vitals.demo.scratch import Scratch, environment
 from immich_vitals.demo.servers import START_SECONDS, Postgres, Redis, ServerError
+from immich_vitals.demo.web import Web
 
 DATABASE = "immich"
 MAX_CONNECTIONS = 40
@@ -40,6 +41,7 @@ class World:
     redis: Redis
     library: Library
     logs: Logs
+    web: Web
 
     def __init__(self, feed_every: float = 0.0) -> None:
         self._feed_every = feed_every
@@ -56,6 +58,8 @@ class World:
             self.back_up()
             self.logs = Logs(self.folder / "logs", self.postgres.log, self.redis.log)
             self.state.mkdir()
+            owner = str(self.library.rows["user"][0]["id"])
+            self.web = ends.enter_context(Web(self.connect, owner, self.logs.path("proxy")))
             with self.redis.client() as client:
                 create_queues(client)
             ends.callback(self._forget_children)
@@ -107,6 +111,7 @@ class World:
             "IMMICH_VITALS_FILE_WAKES_DISKS": "true",
             "IMMICH_VITALS_PAGE_PATROL": "true",
             "IMMICH_VITALS_PAGE_PATROL_RATE": "2000",
+            **self.web.environment(),
             **{f"IMMICH_VITALS_{what}_INTERVAL": "2s" for what in TIMERS},
         }
 

@@ -257,13 +257,11 @@ class Counts:
         assert isinstance(matches, list)
         assert isinstance(lasts, list)
         assert isinstance(places, dict)
-        taken = (
-            Counter({str(each): int(count) for each, count in lines.items()}),
-            Counter({(str(each), str(word)): int(count) for each, word, count in matches}),
-            {(str(each), str(word)): float(moment) for each, word, moment in lasts},
-            {str(key): dict(place) for key, place in places.items()},
-        )
-        self._lines, self._matches, self._lasts, self._places = taken
+        kept_lines = Counter({str(each): int(count) for each, count in lines.items()})
+        kept_matches = Counter({(str(each), str(word)): int(count) for each, word, count in matches})
+        kept_lasts = {(str(each), str(word)): float(moment) for each, word, moment in lasts}
+        self._places.update({str(key): dict(place) for key, place in places.items()})
+        self._lines, self._matches, self._lasts = kept_lines, kept_matches, kept_lasts
         self.since = float(saved)
 
 

@@ -14,6 +14,7 @@ from immich_vitals.collectors.probe import ProbeCollector
 from immich_vitals.collectors.queue import QueueCollector
 from immich_vitals.collectors.redis import RedisCollector
 from immich_vitals.collectors.storage import StorageCollector
+from immich_vitals.collectors.version import VersionCollector
 
 COLLECTORS: tuple[type[Collector], ...] = (
     ContainerCollector,
@@ -29,5 +30,6 @@ COLLECTORS: tuple[type[Collector], ...] = (
     QueueCollector,
     RedisCollector,
     BackupCollector,
+    VersionCollector,
     ProbeCollector,
 )

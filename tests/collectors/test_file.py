@@ -24,10 +24,12 @@ from immich_vitals.metrics import Sample
 from immich_vitals.sources import asset_files
 from immich_vitals.sources.asset_files import IDS, AssetFiles, windows, windows_query
 from immich_vitals.sources.disks import DiskActivity
+from immich_vitals.sources.file_compare import Server
 from immich_vitals.sources.file_looks import Looker
 from immich_vitals.sources.immich_schema import schema_from, schema_queries
 from immich_vitals.sources.postgres import Database, Hello
 from support.clock import FakeClock
+from support.fake_docker import FakeDocker
 from support.golden import cases, check
 from support.immich_database import VERSIONS, immich_database, schema
 from support.immich_database import config as postgres_config
@@ -391,6 +393,55 @@ def test_folders_that_we_may_not_enter(
     assert counted(samples)[("original", "unreadable")] == 1
     assert counted(samples, "file_lost") == {}
     assert "may not enter" in found.remarks()
+
+
+def docker(folder: Path, *mounts: tuple[Path, str]) -> Path:
+    """What a Docker API says of a server with these mounts."""
+    folder.mkdir()
+    image = "ghcr.io/immich-app/immich-server:v2"
+    found = {"Id": "a" * 64, "Names": ["/immich_server"], "Image": image, "State": "running"}
+    inspected = {
+        "Name": "/immich_server",
+        "State": {"Status": "running"},
+        "Config": {"Image": image, "Env": ["IMMICH_SOURCE_REF=v2.7.5"]},
+        "Mounts": [{"Type": "bind", "Source": str(source), "Destination": target} for source, target in mounts],
+    }
+    (folder / "containers.json").write_text(json.dumps([found]))
+    (folder / f"{found['Id']}.json").write_text(json.dumps(inspected))
+    return folder
+
+
+def test_paths_that_lead_nowhere(photos: PhotoLibrary, postgres18: Postgres, tmp_path: Path) -> None:
+    """The mounts of the server say where files are, and where it can have none; that is counted anew soon."""
+    photos.asset()
+    photos.asset(external=True)
+    photos.location = "/usr/src/app/upload"
+    photos.asset()
+    mounts = docker(tmp_path / "docker", (photos.media, "/data"), (photos.external, "/mnt/photos"))
+    with FakeDocker(mounts) as fake, exporter(postgres18, photos, PATH_MAP="/x=/x") as found:
+        found.collector._server = Server(load({"DOCKER_HOST": fake.host}))
+        samples = found.samples()
+        assert values(samples, "file_path_prefix_assets") == {
+            ("/data", "1"): 1, ("/mnt/photos", "1"): 1, ("/usr/src/app/upload", "0"): 1,
+        }  # fmt: skip
+        assert counted(samples)[("original", "unmapped")] == 1
+        assert counted(samples, "file_lost") == {}
+        # The engine is away for a moment: what it said holds.
+        fake.statuses["/containers"] = 500
+        assert counted(found.samples(after=301), "file_path_prefix_assets") == values(
+            samples, "file_path_prefix_assets"
+        )
+        del fake.statuses["/containers"]
+        with postgres18.connect(found.collector._assets._name) as immich:
+            for table, column in (("asset", "originalPath"), ("asset_file", "path")):
+                immich.execute(
+                    f"""UPDATE {table} SET "{column}" = replace("{column}", '/usr/src/app/upload', '/data')""".encode()
+                )
+        assert values(found.samples(after=601), "file_path_prefix_assets") == {
+            ("/data", "1"): 2,
+            ("/mnt/photos", "1"): 1,
+        }
+        found.collector.close()
 
 
 # -- failures

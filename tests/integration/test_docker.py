@@ -11,9 +11,11 @@ import pytest
 
 from immich_vitals.collector import CollectorFailure, Context, Deadline, SystemClock
 from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
+from immich_vitals.collectors.storage import StorageCollector
 from immich_vitals.config import load
 from immich_vitals.metrics import Sample
 from immich_vitals.sources import docker_http
+from immich_vitals.sources.storage import NAMES
 from support.docker_engine import IMAGE, Engine, EngineError, why_not
 
 SERVER, ML = "ghcr.io/immich-app/immich-server:v2.7.5", "ghcr.io/immich-app/immich-machine-learning:v2.7.5"
@@ -330,3 +332,42 @@ def test_nothing_is_lost_between_streams(engine: Engine, follower: Follower) -> 
     follower.until(lambda: follower.exits().get(("redis", "7"), 0) >= 40, "forty exits")
     follower.until(lambda: follower.up() == 1, "the stream is up")
     assert follower.exits() == {("redis", "7"): 40}
+
+
+def test_storage_asks_who_writes_and_how_folders_are_mounted(engine: Engine, tmp_path: Path) -> None:
+    """User, groups, dropped capabilities, read-only mounts, folders on other disks, as the engine has them."""
+    media, fast = tmp_path / "media", tmp_path / "fast"
+    for folder in [*(media / name for name in NAMES.values()), fast]:
+        folder.mkdir(parents=True)
+        (folder / ".immich").touch()
+        folder.chmod(0o775)
+        os.chown(folder, 0, 44)
+    settings = {"DOCKER_HOST": engine.host, "IMMICH_MEDIA_LOCATION": str(media)}
+    collector = StorageCollector.from_config(load(settings))
+    assert collector is not None
+
+    def may(access: str) -> dict[str, float]:
+        samples = collector.collect(Context(Deadline.after(10.0), SystemClock()))
+        return {each.labels[0]: each.value for each in samples if each.labels[1:] == (access,)}
+
+    mounts = (f"--volume={media}:/data", f"--volume={media}/profile:/data/profile:ro")
+    assert may("write") == {}, "nobody writes"
+    engine.create("immich_server", *mounts, image=SERVER)
+    assert may("write") == {**dict.fromkeys(NAMES, 1.0), "profile": 0.0}
+    engine.remove_containers()
+    engine.create("immich_server", *mounts, "--user=1000:1000", "--group-add=44", image=SERVER)
+    # The group may write to the folders, and not to the markers, which are root's alone.
+    assert set(may("write").values()) == {0.0}
+    assert set(may("read").values()) == {1.0}
+    for marker in media.glob("*/.immich"):
+        os.chown(marker, 1000, 0)
+    assert may("write") == {**dict.fromkeys(NAMES, 1.0), "profile": 0.0}
+    engine.remove_containers()
+    engine.create("immich_server", *mounts, "--cap-drop=ALL", "--user=0:0", image=SERVER)
+    for folder in media.iterdir():
+        os.chown(folder, 1000, 1000)
+    assert set(may("write").values()) == {0.0}
+    engine.remove_containers()
+    engine.create("immich_server", *mounts, f"--volume={fast}:/data/thumbs", image=SERVER)
+    assert "thumbs" not in may("read")
+    collector.close()

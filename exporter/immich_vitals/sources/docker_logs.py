@@ -9,6 +9,7 @@ are known when some are told again.
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Frames:
     def __init__(self, mark: Mark, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._last, self._repeats, self._high = mark.last, mark.repeats, mark.high
+        self._recent: deque[int] = deque(maxlen=1000)
         self._heads: dict[int, _Head] = {}
         self._second = b""
         self._second_began = 0
@@ -121,8 +123,6 @@ class Frames:
         self._rest = b""
         self._skip = 0
         self._splitter = Splitter()
-        # Docker up to 20.10 tells the first line twice, moment and all, when it has rotated the log.
-        self._before = b""
 
     def feed(self, piece: bytes) -> tuple[list[bytes], list[float]]:
         """New lines and their moments. Raises `Unavailable` when it is no log."""
@@ -132,14 +132,12 @@ class Frames:
         moments: list[int] = []
         if self._raw:
             for line in self._splitter.lines(piece):
-                if line == self._before:
-                    continue
-                self._before = line
                 moment, text = self._told(line)
-                if not self._known or self._is_new(moment):
-                    self._count(moment)
-                    lines.append(text)
-                    moments.append(moment)
+                if (self._known and not self._is_new(moment)) or self._told_twice(moment, line):
+                    continue
+                self._count(moment)
+                lines.append(text)
+                moments.append(moment)
         else:
             self._unpack(piece, lines, moments)
         return lines, [moment / 1e9 for moment in moments]
@@ -170,20 +168,20 @@ class Frames:
                 after = end
             payload = data[at + 8 : after] if not self._skip else data[at + 8 : after] + b"\n"
             at = after
-            if payload == self._before:
-                continue
-            self._before = payload if payload.endswith(b"\n") else b""
             if kind == 3:
                 self.broken = True
                 continue
             moment, text = self._told(payload)
             if self._known and not self._is_new(moment):
                 continue
-            self._count(moment)
             if not self._heads and text.endswith(b"\n"):
+                if self._told_twice(moment, payload):
+                    continue
+                self._count(moment)
                 lines.append(text[:-1].removesuffix(b"\r") if len(text) <= LONGEST_LINE else text[:LONGEST_LINE])
                 moments.append(moment)
             else:
+                self._count(moment)
                 self._joined(kind, moment, text, lines, moments)
         self._rest = data[at:]
 
@@ -214,6 +212,14 @@ class Frames:
         if moment == self._last:
             self._repeated += 1
             self._known = self._repeated < self._repeats
+        return False
+
+    def _told_twice(self, moment: int, line: bytes) -> bool:
+        """Whether a whole line, its moment included, was told just before: Docker up to 20.10 does so as it rotates."""
+        told = hash(line)
+        if moment <= self._high and told in self._recent:
+            return True
+        self._recent.append(told)
         return False
 
     def _is_live(self, moment: int) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from psycopg import sql
 
-from bench import engine, peers, report
+from bench import engine, logs, peers, report
 from bench.counters import Counted, PostgresLog, redis_commands
 from bench.library import TABLES, add_assets, add_users
 from bench.measure import Scraped, cpu_seconds, memory, wait_for_port
@@ -49,6 +49,9 @@ def main() -> int:
             result.counted[assets], result.refreshes[assets] = count(servers)
         _say(f"scraping {options.scrapes} times, then {options.idle} s without scrapes")
         measure(servers, result, options.scrapes, options.idle)
+        if options.lines:
+            _say(f"following a log of {options.lines:,} lines")
+            result.logs = logs.measure(servers.folder / "logs", options.lines)
         if options.largest > options.assets:
             _say(f"making it {options.largest:,} assets and waiting for a refresh; this takes some minutes")
             with servers.postgres.connect(DATABASE) as connection:
@@ -263,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scrapes", type=int, default=200)
     parser.add_argument("--idle", type=float, default=60.0, help="seconds to measure without scrapes")
+    parser.add_argument("--lines", type=int, default=logs.LINES, help="lines of a log to follow; 0 for none")
     parser.add_argument("--dry-run", action="store_true", help="do not write docs/benchmarks.md")
     return parser
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.counters import Counted
+from bench.logs import RARE, Followed
 from bench.measure import Memory
 
 SCRAPE_INTERVAL = 15.0
@@ -80,6 +81,7 @@ class Result:
     refreshes: dict[int, Refresh] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
+    logs: list[Followed] = field(default_factory=list)
 
 
 def markdown(result: Result, assets: int, scrapes: int, idle: float) -> str:
@@ -139,6 +141,7 @@ def markdown(result: Result, assets: int, scrapes: int, idle: float) -> str:
         refresh.plan,
         "```",
         "",
+        *_logs(result.logs),
         "## Collectors",
         "",
         *_table(("collector", "last run took"), [(part.name, _ms(part.seconds)) for part in result.parts]),
@@ -178,6 +181,27 @@ def _compared(ours: Cost, share: float, others: Sequence[Cost]) -> Iterable[str]
         f"immich-vitals takes {scrape:.0%} of the CPU time per scrape, {interval:.0%} of it per interval and "
         f"{resident:.0%} of the resident memory of the other {len(others)} together."
     )
+    yield ""
+
+
+def _logs(found: Sequence[Followed]) -> Iterable[str]:
+    if not found:
+        return
+    yield "## Following a log"
+    yield ""
+    yield (
+        f"{found[0].lines:,} lines of Immich's server, of which one in {RARE:,} has a signature, written to a file "
+        "that both follow at the same time. mtail has the first pattern of each entry of the catalogue that its syntax "
+        "allows; immich-vitals has all of them."
+    )
+    yield ""
+    head = ("process", "patterns", "lines per second of CPU", "CPU per line", "matches", "RSS")
+    rows = [
+        (one.name, str(one.patterns), f"{one.rate:,.0f}", f"{one.cpu / one.lines * 1e6:.2f} µs", str(one.matches),
+         _mb(one.resident))
+        for one in found
+    ]  # fmt: skip
+    yield from _table(head, rows)
     yield ""
 
 

@@ -59,7 +59,7 @@ _INTRO = re.compile(
     rb"|(?:driver|\w*)?(?:[eE]rror|Exception)(?: \[\w+\])?):? ?['\"`]?"
 )
 STACK = re.compile(rb", stack: .*", re.DOTALL)
-BARE = re.compile(rb"(?:\[?cause\]?: )?(?:[A-Z]\w*)?(?:Error|Exception)(?: \[\w+\])?: |\w+ worker error: ")
+BARE = re.compile(rb"(?:\[?cause\]?: )?(?:[A-Z]\w*)?(?:[Ee]rror|Exception)(?: \[\w+\])?: |\w+ worker error: ")
 _AGAIN = re.compile(rb"Unknown error: |(?:[A-Z]\w*)?Error: |Unable to send file: |(?:[A-Z]\w*)?Error$")
 NEVER = re.compile(
     rb"\s*(?:at (?:async |new |Object\.|process\.|file:|[\w$.#<>\[\] ]+\()|\xe2\x94\x82|\xe2\x95[\xad\xb0]"

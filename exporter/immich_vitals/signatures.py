@@ -310,9 +310,11 @@ class _Event:
     identity: bytes | None
     line: int
     moment: float | None
+    bodiless: bool
 
 
 _MARKS = (b"starting microservices worker", b"starting api worker", b"initializing immich", b"starting immich ")
+_CAUSE = re.compile(rb"[Ee]rror: |\bE[A-Z]{3,}\b")
 _MARK_WORDS = frozenset({b"starting", b"initializing"})
 
 
@@ -433,7 +435,8 @@ class Reader:
     def _counted(self, found: Found, line: Line, number: int, moment: float | None) -> str | None:
         """The signature if this is a new event, and None if it is one that was counted."""
         words = found.what if found.what is not None else core(line.text)
-        event = _Event(found.signature, words, found.what, line.identity, number, moment)
+        bodiless = line.head and not _CAUSE.search(line.text)
+        event = _Event(found.signature, words, found.what, line.identity, number, moment, bodiless)
         again = self._is_again(event, found, line)
         if moment is not None:
             self._recent[(event.signature, words)] = (moment, line.identity)
@@ -470,6 +473,8 @@ class Reader:
             return False
         if (found.detail or line.detail) and apart <= DETAILS:
             return True
+        if apart == 1 and last.bodiless and line.again and not line.head:
+            return True  # the error that the line before announced
         same = last.core == event.core or (
             min(len(last.core), len(event.core)) >= 20
             and (last.core.startswith(event.core) or event.core.startswith(last.core))

@@ -166,9 +166,9 @@ class Way:
             raise NoAnswer("the host name has no address")
         for tried, address in enumerate(self.addresses, 1):
             last = tried == len(self.addresses)
+            left = _left(deadline)
             sock = socket.socket(address.kind, socket.SOCK_STREAM)
             try:
-                left = _left(deadline)
                 sock.settimeout(min(CONNECT_SECONDS, left if last else left / 2))
                 sock.connect(address.socket_address)
                 return sock

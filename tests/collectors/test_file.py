@@ -283,6 +283,16 @@ def test_pace(photos: PhotoLibrary, postgres18: Postgres) -> None:
         assert found.clock.monotonic() - began == pytest.approx(12.0, abs=1.0)
 
 
+def test_a_sample_that_would_take_too_long(photos: PhotoLibrary, postgres18: Postgres) -> None:
+    """It is made smaller beforehand, so that each asset keeps the same chance, and that is said."""
+    for _ in range(300):
+        photos.asset(kinds=())
+    with exporter(postgres18, photos, FILE_RATE="1", FILE_SAMPLE="200") as found:
+        found.samples()
+        assert "a sample has 100 assets" in found.remarks()
+        assert 60 < sum(counted(found.samples(after=301)).values()) < 150
+
+
 # -- what we do not see
 
 

@@ -181,6 +181,11 @@ class FileCollector(Collector):
             ctx.remark(f"no file was looked at: {waits.message}", waits.mend)
         for remark in self._looked.remarks if self._looked else ():
             ctx.remark(remark.message, remark.mend)
+        if self._config.file.sample > longest_sample(self._config.file.rate):
+            ctx.remark(
+                f"a sample has {longest_sample(self._config.file.rate)} assets: more are not looked at in ten minutes",
+                f"raise {OWN}FILE_RATE, or lower {OWN}FILE_SAMPLE",
+            )
         if self._state.problem:
             ctx.remark(self._state.problem, f"give the exporter's user the right to write to {OWN}STATE_PATH")
         progress = self._audit.progress if self._config.file.audit else None
@@ -218,8 +223,8 @@ class FileCollector(Collector):
     def _take_sample(self, ctx: Context) -> None:
         self._assets.look(ctx.deadline)
         disk, overview, prefixes = self._see(self._assets, lambda: ctx.deadline)
-        most = int(self._config.file.rate * LONGEST_SAMPLE_SECONDS) // FILES_OF_AN_ASSET
-        wanted = min(self._config.file.sample, max(1, most), *((QUICK_ASSETS,) if not self._samples_taken else ()))
+        most = longest_sample(self._config.file.rate)
+        wanted = min(self._config.file.sample, most, *((QUICK_ASSETS,) if not self._samples_taken else ()))
         sample = self._assets.sample(wanted, overview, self._chance, ctx.deadline)
         gate = self._gate(lambda: False)
         seen = self._comparer.look([file for asset in sample for file in asset], disk, gate)
@@ -402,6 +407,11 @@ def remarks_on(counts: Counts, disk: Disk, media: Path) -> Iterator[Remark]:
             "run the exporter as a user or in a group that may enter Immich's folders (x), such as Immich's own; else "
             "look at `dmesg` on the host",
         )
+
+
+def longest_sample(rate: int) -> int:
+    """How many assets can be looked at in one run, at so many files in a second."""
+    return max(1, int(rate * LONGEST_SAMPLE_SECONDS) // FILES_OF_AN_ASSET)
 
 
 def is_quiet(now: time.struct_time, quiet: tuple[int, int]) -> bool:

@@ -2,12 +2,12 @@
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from immich_vitals.collector import CollectorFailure, Context, Deadline, Remark, Unavailable
+from immich_vitals.collector import CollectorFailure, Context, Deadline, Remark, SystemClock, TimedOut, Unavailable
 from immich_vitals.collectors.log import Counts, LogCollector, log_samples
 from immich_vitals.config import ConfigError, load
 from immich_vitals.metrics import Sample
@@ -16,7 +16,8 @@ from immich_vitals.sources import docker as docker_source
 from immich_vitals.sources.log_lines import Batch, Budget, Followed, Splitter
 from immich_vitals.sources.state import State
 from support.clock import FakeClock
-from support.golden import cases, check
+from support.fake_docker import FakeDocker
+from support.golden import ROOT, cases, check
 
 FULL = b"[Nest] 7  - 11/20/2026, 5:22:51 PM   ERROR [Api:X~jsbd6sja] Error: ENOSPC: no space left on device"
 CALM = b"[Nest] 7  - 11/20/2026, 5:22:51 PM     LOG [Api:X] all is well"
@@ -248,3 +249,63 @@ def test_own_catalogue_with_mistakes(tmp_path: Path) -> None:
         )
     assert {mistake.setting for mistake in caught.value.mistakes} == {"IMMICH_VITALS_LOG_CATALOGUE"}
     assert str(own) in str(caught.value)
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeDocker]:
+    with FakeDocker(ROOT / "container" / "healthy") as fake:
+        for each in json.loads((fake.folder / "containers.json").read_text(encoding="utf-8")):
+            fake.bodies[f"/containers/{each['Id']}/logs"] = b""
+        yield fake
+
+
+def of(engine: FakeDocker) -> LogCollector:
+    collector = LogCollector.from_config(load({"DOCKER_HOST": engine.host}))
+    assert collector is not None
+    return collector
+
+
+def test_proxy_that_forbids_logs(engine: FakeDocker, context: Context) -> None:
+    """A socket proxy that lets the list through and not the logs: nothing is up, and the mend names what to allow."""
+    engine.statuses.update(dict.fromkeys(engine.bodies, 403))
+    collector = of(engine)
+    samples = list(collector.collect(context))
+    collector.close()
+    assert set(values(samples, "log_stream_up").values()) == {0}
+    assert "CONTAINERS=1" in context.remarks[0].mend
+
+
+def test_one_log_that_hangs(engine: FakeDocker) -> None:
+    """A container whose log does not answer costs its own 0, and not the others'."""
+    hanging = sorted(engine.bodies)[0]
+    engine.before = lambda path: engine.ended.wait(20) if path == hanging else None  # type: ignore[assignment,return-value]
+    collector = of(engine)
+    samples = list(collector.collect(Context(Deadline.after(5.0), SystemClock())))
+    collector.close()
+    up = list(values(samples, "log_stream_up").values())
+    assert up.count(0) == 1
+    assert up.count(1) >= 3
+
+
+def test_engine_that_hangs(engine: FakeDocker) -> None:
+    """A daemon that accepts and says nothing is a time-out, with the mend."""
+    engine.before = lambda path: engine.ended.wait(20)  # type: ignore[assignment,return-value]
+    collector = of(engine)
+    with pytest.raises(TimedOut, match="did not answer"):
+        list(collector.collect(Context(Deadline.after(0.3), SystemClock())))
+    collector.close()
+
+
+def test_component_named_elsewhere_is_left_alone(engine: FakeDocker, tmp_path: Path, context: Context) -> None:
+    """A component with a file is not followed through Docker, too."""
+    (tmp_path / "redis.log").write_text("one\n", encoding="utf-8")
+    collector = LogCollector.from_config(
+        load({"DOCKER_HOST": engine.host, "IMMICH_VITALS_LOG_FILES": f"redis={tmp_path / 'redis.log'}"})
+    )
+    assert collector is not None
+    samples = list(collector.collect(context))
+    collector.close()
+    asked = [path for path in engine.paths if path.endswith("/logs")]
+    assert len(asked) == len(values(samples, "log_stream_up")) - 1
+    assert {method for method, _ in engine.requests} == {"GET"}
+    assert values(samples, "log_stream_up")["redis",] == 1

@@ -1,14 +1,18 @@
 """What an engine sends as a log becomes lines, each once, whatever is told again, cut or set back."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import cast
 
 import pytest
 
-from immich_vitals.collector import Unavailable
+from immich_vitals.collector import Deadline, Unavailable
 from immich_vitals.signatures import LONGEST_LINE
 from immich_vitals.sources import docker_logs
-from immich_vitals.sources.docker_logs import Frames, Mark, _Gap
-from immich_vitals.sources.log_lines import Place
+from immich_vitals.sources.docker import Docker, Listed
+from immich_vitals.sources.docker_components import Part
+from immich_vitals.sources.docker_logs import Frames, Mark, _Gap, _Stream
+from immich_vitals.sources.log_lines import Batch, Budget, Place
 from support.clock import FakeClock
 
 NOON = 1_800_000_000_000_000_000
@@ -194,3 +198,108 @@ def test_asks_from_a_little_before() -> None:
     """The moment to ask for is written as Docker reads it."""
     assert Mark(NOON, 1, NOON + SECOND).since == "1799999999.990000000"
     assert Mark(0, 0, 0).since == "0.000000000"
+
+
+class Told:
+    """An answer that brings these pieces, and then silence, or its end."""
+
+    def __init__(self, *pieces: bytes | None) -> None:
+        self._pieces = list(pieces)
+        self.began: float | None = None
+
+    def read(self, quiet: float) -> bytes | None:
+        return self._pieces.pop(0) if self._pieces else None
+
+    def cut(self) -> None:
+        """Nobody waits."""
+
+    close = cut
+
+    def __enter__(self) -> "Told":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is open."""
+
+
+class Engine:
+    """Answers questions about a log, in order, and notes what was asked."""
+
+    def __init__(self, *answers: Told | None) -> None:
+        self._answers = list(answers)
+        self.asked: list[tuple[int | None, bool]] = []
+
+    def logs(
+        self, container: str, deadline: Deadline, *, since: str | None = None, tail: int | None, follow: bool = True
+    ) -> Told | None:
+        self.asked.append((tail, follow))
+        return self._answers.pop(0)
+
+
+class Taken:
+    """Takes the lines of one log."""
+
+    since: float | None = None
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    def place(self, key: str) -> Place | None:
+        return None
+
+    def open(self, key: str, component: str) -> Callable[[Batch], None]:
+        return lambda batch: self.lines.extend(batch.lines)
+
+    def retain(self, kind: str, keys: object) -> None:
+        """All are kept."""
+
+
+def stream_of(engine: Engine, taken: Taken, mark: Mark | None) -> _Stream:
+    part = Part("server", Listed("1" * 64, "immich_server", "", "", "running", {}))
+    docker = cast(Docker, engine)
+    return _Stream(docker, part, mark, taken, Budget(1.0), FakeClock(NOON / SECOND), quiet=60.0)
+
+
+@pytest.mark.parametrize("how", ["silence", "error"])
+def test_an_engine_that_cannot_read_on(how: str) -> None:
+    """Whether it says so or falls silent before its newest line, the log is followed from there on, with a remark."""
+    broken = Told(b"\x03\0\0\0\0\0\0\x05error") if how == "error" else Told(None, None)
+    newest = [Told(frame(NOON - 60 * SECOND, b"newest\n"), b"")] if how == "silence" else []
+    engine = Engine(broken, *newest, Told(frame(NOON, b"live\n"), b""))
+    taken = Taken()
+    stream = stream_of(engine, taken, Mark(NOON - 90 * SECOND, 1, NOON - 90 * SECOND))
+    stream._attempt(lambda: False)
+    assert stream.problem is not None
+    assert "its file is damaged" in stream.problem.message
+    stream._attempt(lambda: False)
+    assert taken.lines == [b"live"]
+    assert engine.asked[-1] == (0, True)
+    assert stream.up
+    assert stream.problem is not None
+
+
+def test_a_quiet_log_is_no_fault() -> None:
+    """An engine whose newest line is the one that is known is asked again after a while, and nothing is said."""
+    newest = Told(frame(NOON - 90 * SECOND, b"known\n"), b"")
+    engine = Engine(Told(frame(NOON - 90 * SECOND, b"known\n"), None, None), newest)
+    taken = Taken()
+    stream = stream_of(engine, taken, Mark(NOON - 90 * SECOND, 1, NOON - 90 * SECOND))
+    assert stream._attempt(lambda: False)
+    assert (taken.lines, stream.up, stream.problem) == ([], True, None)
+
+
+def test_more_lines_than_were_asked_for() -> None:
+    """When a thousand lines do not reach back to what is known, all are asked for."""
+    told = [frame(NOON + number, b"%d\n" % number) for number in range(4)]
+    engine = Engine(Told(*told[2:], b""), Told(*told, b""))
+    taken = Taken()
+    stream_of(engine, taken, Mark(NOON, 1, NOON))._attempt(lambda: False)
+    assert engine.asked == [(docker_logs.TAIL, True), (None, True)]
+    assert taken.lines == [b"1", b"2", b"3"]
+
+
+def test_a_container_that_is_gone() -> None:
+    """It is not up, and no fault."""
+    stream = stream_of(Engine(None), Taken(), None)
+    assert not stream._attempt(lambda: False)
+    assert (stream.up, stream.problem) == (False, None)

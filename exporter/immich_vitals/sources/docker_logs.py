@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from immich_vitals.sources.docker_http import Bytes
 
 CONNECT_SECONDS = 10.0
+LOOK_SECONDS = 1.0  # for one container that hangs, in a look at all
 LIST_SECONDS = 5.0  # from one look at which containers there are to the next
 QUIET_SECONDS = 600.0
 AGAIN_SECONDS, AGAIN_LONGEST = 1.0, 60.0
@@ -296,7 +297,7 @@ class DockerLogs:
         """Find out what can be followed, without following it."""
         self._find(deadline)
         for stream in self._streams.values():
-            stream.look(deadline)
+            stream.look(Deadline.after(min(LOOK_SECONDS, deadline.remaining()), deadline.clock))
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow until `stop()`."""

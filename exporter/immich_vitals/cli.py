@@ -130,7 +130,7 @@ def _scrape(options: argparse.Namespace) -> int:
     from immich_vitals.server import exposition
 
     runner = build(_load(options))
-    body, _ = exposition(runner.metrics, runner.scrape(CHECK_SECONDS))
+    body, _ = exposition(runner.metrics, runner.scrape(CHECK_SECONDS, everything=True))
     sys.stdout.write(body.decode())
     return OK
 
@@ -139,7 +139,7 @@ def _check(options: argparse.Namespace) -> int:
     settings = _load(options)
     logs.set_up("error")  # the table says it all; the log would say it twice
     runner = build(settings)
-    scrape = runner.begin(CHECK_SECONDS)
+    scrape = runner.begin(CHECK_SECONDS, everything=True)
     waiting: set[str] = set()
     while (pending := scrape.pending())[0]:
         names = scrape.names(pending[0])

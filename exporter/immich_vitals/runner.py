@@ -177,10 +177,17 @@ class Runner:
 
     # -- scraping
 
-    def begin(self, allowed: float) -> Scrape:
-        """Start or join the runs of one scrape that may take `allowed` seconds."""
+    def begin(self, allowed: float, *, everything: bool = False) -> Scrape:
+        """Start or join the runs of one scrape that may take `allowed` seconds.
+
+        With `everything` also of those on a timer that no scrape waits for: for a person who asks once.
+        """
         deadline = Deadline.after(allowed, self._clock)
-        runs = [self._launch(watched, deadline) for watched in self._watched if not watched.on_timer or watched.awaited]
+        runs = [
+            self._launch(watched, deadline)
+            for watched in self._watched
+            if everything or not watched.on_timer or watched.awaited
+        ]
         return Scrape(tuple(runs), deadline, allowed)
 
     def finish(self, scrape: Scrape) -> list[Sample]:
@@ -204,9 +211,9 @@ class Runner:
         samples.extend(ENABLED.sample(0, collector=name) for name in self._disabled)
         return samples
 
-    def scrape(self, allowed: float) -> list[Sample]:
-        """One whole scrape in the calling thread."""
-        scrape = self.begin(allowed)
+    def scrape(self, allowed: float, *, everything: bool = False) -> list[Sample]:
+        """One whole scrape in the calling thread; `everything` as for `begin`."""
+        scrape = self.begin(allowed, everything=everything)
         while (pending := scrape.pending())[0]:
             wait_for(pending[0], timeout=pending[1])
         return self.finish(scrape)

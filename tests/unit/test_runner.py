@@ -205,6 +205,15 @@ def test_a_timer_serves_its_last_result() -> None:
     assert values(runner.scrape(5))["fake_value"] == 2
 
 
+def test_a_timer_that_is_not_awaited_answers_who_asks_for_everything() -> None:
+    """No scrape waits for it, but `check` does, which asks once."""
+    collector = FakeCollector(lambda ctx: [VALUE.sample(1)], trigger=Every(300, awaited=False))
+    runner = Runner([collector])
+    assert "fake_value" not in values(runner.scrape(5))
+    assert collector.runs == 0
+    assert values(runner.scrape(5, everything=True))["fake_value"] == 1
+
+
 def test_a_short_interval_is_kept_however_long_a_run_may_take() -> None:
     """The next look at a timer comes no later than its next run can be due."""
     collector = FakeCollector(lambda ctx: [VALUE.sample(1)], trigger=Every(2), timeout=120.0)

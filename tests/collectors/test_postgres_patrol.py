@@ -300,7 +300,7 @@ def test_a_memory_of_ours_is_kept(tmp_path: Path) -> None:
     """What was found stays found over a restart."""
     nowhere = PostgresConfig("127.0.0.1", 1, "postgres", None, "postgres", {})
     with patrol_of(nowhere, folder=tmp_path) as patrol:
-        patrol.memory = Memory("1/5", 1.5, 2.0, 3.0, True, False, 5, 64, [Spot(1, 2, 3, 4)], [(6, 7)])
+        patrol.memory = Memory("1/5", 1.5, 2.0, 3.0, 2.5, True, False, 5, 64, [Spot(1, 2, 3, 4)], [(6, 7)])
         patrol._write()
     with patrol_of(nowhere, folder=tmp_path) as again:
         assert again.memory == patrol.memory

@@ -29,6 +29,12 @@ COMPLETED = Metric(
     "postgres_patrol_completed_timestamp_seconds",
     "When the page patrol last ended a pass in which it could read every table.",
 )
+CLEAN = Metric(
+    "postgres_patrol_clean_timestamp_seconds",
+    "When the last pass began that read every page, those of indexes too, and left none damaged: what was met before is"
+    " mended.",
+    ("database",),
+)
 PROGRESS = Metric(
     "postgres_patrol_progress_ratio", "How much of its present pass the page patrol has done; no sample between passes."
 )
@@ -40,11 +46,13 @@ class PatrolFacts:
     """What the patrol knows at present; None is unknown. Without a patrol, only `truncated` is."""
 
     truncated: int
+    database: str = ""
     enabled: bool = False
     pages: int = 0
     found: int = 0
     damaged: int | None = None
     completed: float | None = None
+    clean: float | None = None
     progress: float | None = None
 
 
@@ -57,11 +65,12 @@ class PostgresPatrolCollector(Collector):
     """
 
     name = "postgres_patrol"
-    metrics = (TRUNCATED, PAGES, ERRORS, DAMAGED, COMPLETED, PROGRESS)
+    metrics = (TRUNCATED, PAGES, ERRORS, DAMAGED, COMPLETED, CLEAN, PROGRESS)
     trigger = OnScrape()
     timeout = 3.0
 
     def __init__(self, database: PostgresConfig, patrol: PatrolConfig, state: Path | None = None) -> None:
+        self._name = database.database
         self._patrol = PagePatrol(Patroller(database), Database(database), patrol, state)
 
     @classmethod
@@ -78,10 +87,10 @@ class PostgresPatrolCollector(Collector):
             try:
                 patrol.check(ctx.deadline)
             except CollectorFailure as failure:
-                failure.known = tuple(patrol_samples(facts_of(patrol))) if patrol.survey else ()
+                failure.known = tuple(patrol_samples(facts_of(patrol, self._name))) if patrol.survey else ()
                 raise
         _tell(patrol, ctx)
-        return patrol_samples(facts_of(patrol))
+        return patrol_samples(facts_of(patrol, self._name))
 
     def follow(self, stop: Callable[[], bool]) -> None:
         self._patrol.follow(stop)
@@ -90,12 +99,20 @@ class PostgresPatrolCollector(Collector):
         self._patrol.close()
 
 
-def facts_of(patrol: PagePatrol) -> PatrolFacts:
+def facts_of(patrol: PagePatrol, database: str) -> PatrolFacts:
     memory = patrol.memory
     if not patrol.enabled:
         return PatrolFacts(len(memory.truncated))
     return PatrolFacts(
-        len(memory.truncated), True, patrol.pages, patrol.found, patrol.damaged, memory.completed, patrol.progress
+        truncated=len(memory.truncated),
+        database=database,
+        enabled=True,
+        pages=patrol.pages,
+        found=patrol.found,
+        damaged=patrol.damaged,
+        completed=memory.completed,
+        clean=memory.clean,
+        progress=patrol.progress,
     )
 
 
@@ -106,6 +123,7 @@ def patrol_samples(facts: PatrolFacts) -> Iterator[Sample]:
         yield ERRORS.sample(facts.found)
         yield from DAMAGED.known(facts.damaged)
         yield from COMPLETED.known(facts.completed)
+        yield from CLEAN.known(facts.clean, database=facts.database)
         yield from PROGRESS.known(facts.progress)
 
 

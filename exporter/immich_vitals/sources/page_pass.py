@@ -15,6 +15,7 @@ from immich_vitals.sources.page_patrol import (
     Patroller,
     Relation,
     Survey,
+    Unsafe,
     broke,
     read_pages,
     refusal,
@@ -54,12 +55,14 @@ class Spot:
 @dataclass(slots=True)
 class Memory:
     """What is kept over a restart of the exporter. `oid` and `block` are where the pass goes on; moments are seconds
-    since the epoch. `whole` is false when the pass under way had to leave something out."""
+    since the epoch. `whole` is false when the pass under way had to leave something out; `clean` is when the last one
+    began that read all, indexes too, and left nothing damaged."""
 
     place: str = ""
     started: float = 0.0
     begun: float | None = None
     completed: float | None = None
+    clean: float | None = None
     under_way: bool = False
     whole: bool = True
     oid: int = 0
@@ -78,7 +81,9 @@ class Memory:
             return cls()
         numbers = [memory.oid, memory.block, *(number for key in memory.truncated for number in key)]
         numbers += [number for spot in memory.damaged for number in (*spot.key, spot.first, spot.after)]
-        moments = [moment for moment in (memory.started, memory.begun, memory.completed) if moment is not None]
+        moments = [
+            moment for moment in (memory.started, memory.begun, memory.completed, memory.clean) if moment is not None
+        ]
         sound = (
             isinstance(memory.place, str)
             and all(type(number) is int and 0 <= number < 1 << 33 for number in numbers)
@@ -208,6 +213,8 @@ class PagePatrol:
                 self._read(found, stop)
         except CollectorFailure as failure:
             self.failure = failure
+            if isinstance(failure, Unsafe):
+                self._reader.close()  # a session keeps the settings it began with
             return RETRY_SECONDS
         return 0.0 if self.memory.under_way else self._until_due()
 
@@ -252,6 +259,9 @@ class PagePatrol:
         memory.under_way, self.progress = False, None
         if memory.whole:
             memory.completed = self._clock.time()
+            damaged = memory.damaged or memory.truncated or self._suspects
+            if not damaged and all(relation.readable for relation in found.relations):
+                memory.clean = memory.begun
 
     def _step(self, found: Survey, relation: Relation, stop: Stop) -> bool:
         """Read a few pages at the cursor; False when the relation is at its end."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from immich_vitals.patterns import LONGEST_TEXT
 
-COLOUR = re.compile(rb"(?:\x1b|#033|\\u001b|\\x1b|\^\[)?\[(?:\d{1,3}(?:;\d{1,3})*)?m")
+COLOUR = re.compile(rb"(?:\x1b|#033|\\u001b|\\x1b|\^\[)\[[\d;]{0,20}m|\[\d{1,3}(?:;\d{1,3}){0,4}m")
 _PREFIX = re.compile(
     rb"(?:"
     rb"\s{0,4}[\w.\-/]{1,80}\s{0,60}\|(?: |$)"  # docker compose
@@ -53,14 +53,24 @@ def body(line: bytes) -> bytes:
 
 _INTRO = re.compile(
     rb"(?:Unknown error|Unable to send file|Error uploading file"
-    rb"|[Uu]nable to run job handler \([^)]{0,80}\)|Unable to run job handler"
+    rb"|[Uu]nable to run job handler \([^)]{0,80}\)|Unable to run job handler|Error reading exif data \([^)]{0,300}\)"
     rb"|\w+ worker error|Database [Bb]ackup [Ff]ailure|(?:Kysely m|M)igrations failed(?: with error)?"
     rb"|Migration \"[^\"]{0,120}\" failed, error|\[?cause\]?|error|message|Error occurred during transcoding"
     rb"|(?:driver|\w*)?(?:[eE]rror|Exception)(?: \[\w+\])?):? ?['\"`]?"
 )
 STACK = re.compile(rb", stack: .*", re.DOTALL)
 BARE = re.compile(rb"(?:\[?cause\]?: )?(?:[A-Z]\w*)?(?:[Ee]rror|Exception)(?: \[\w+\])?: |\w+ worker error: ")
-_AGAIN = re.compile(rb"Unknown error: |(?:[A-Z]\w*)?Error: |Unable to send file: |(?:[A-Z]\w*)?Error$")
+_AGAIN = re.compile(
+    rb"Unknown error: |(?:[A-Z]\w*)?Error: |Unable to send file: |(?:[A-Z]\w*)?Error$|(?:Kysely m|M)igrations failed: "
+    rb"|Unable to run job handler \((?:\w+/)?(?:DatabaseBackup|database-backup)\): "
+)
+_OUTPUT = re.compile(
+    rb"\[[^@\]]{1,60} @ 0x|/\S{1,300}: |pg_dump(?:all)?: (?:detail|hint)|system error: |[Vv]ips\w*: |Conversion failed"
+    rb"|av_\w+\(\)|Error (?:writing|opening|while|submitting|initializing) "
+)
+_POSTGRES = re.compile(rb"(?:^|[\s>])(?:LOG|ERROR|FATAL|PANIC|WARNING): {1,2}")
+_REDIS = re.compile(rb"\d+:[A-Z] \d{1,2} \w{3} \d{4} [\d:.]+ [#*.-] ")
+_GUNICORN = re.compile(rb"\[[^\]]{8,40}\] (?:\[\d+\] )?\[?[A-Z]+\]?\s+")
 NEVER = re.compile(
     rb"\s*(?:at (?:async |new |Object\.|process\.|file:|[\w$.#<>\[\] ]+\()|\xe2\x94\x82|\xe2\x95[\xad\xb0]"
     rb"|throw |\^|Object:|(?:detail|hint|where|code|errno|syscall|path|dest|address"
@@ -77,11 +87,15 @@ _DETAIL = re.compile(rb"(?:DETAIL|HINT|CONTEXT|QUERY|LOCATION):  ?")
 
 @dataclass(slots=True)
 class Line:
-    """A line taken apart. `head`: it begins a record; `again`: it may tell an error a second time."""
+    """A line taken apart. `head`: it begins a record; `again`: it may tell an error a second time; `output`: a program
+    that Immich ran wrote it; `said`: the text without what differs each time; `when`: process and second."""
 
     text: bytes
+    said: bytes = b""
     head: bool = False
     again: bool = False
+    output: bool = False
+    when: bytes | None = None
     detail: bool = False
     identity: bytes | None = None
     quiet: bool = False
@@ -102,6 +116,7 @@ def taken_apart(text: bytes, component: str) -> Line:
             identity=cid[1] if cid else job[1] if job else None,
             quiet=nest["level"] in (b"DEBUG", b"VERBOSE"),
             context=_CID.sub(b"", context).rstrip(b"]"),
+            when=text[: nest.start("level")].strip(),
         )
     if text.startswith(b"{") and (said := _JSON_TEXT.search(text)) is not None:
         level = _JSON_LEVEL.search(text)
@@ -114,18 +129,24 @@ def taken_apart(text: bytes, component: str) -> Line:
             identity=job[1] if job else None,
             quiet=level is not None and level["level"].lower() in (b"debug", b"verbose"),
         )
+    if component == "database" and (level := _POSTGRES.search(text[:200])) is not None:
+        return Line(text=text, said=text[level.end() :], head=True)
+    if component == "redis" and (sign := _REDIS.match(text)) is not None:
+        return Line(text=text, said=text[sign.end() :], head=True)
+    if component == "machine_learning" and (level := _GUNICORN.match(text)) is not None:
+        return Line(text=text, said=text[level.end() :], head=True)
     stripped = text.lstrip()
-    bare = BARE.match(stripped) is not None
     return Line(
         text=stripped,
-        again=bare,
+        again=BARE.match(stripped) is not None,
+        output=component in ("server", "microservices") and _OUTPUT.match(stripped) is not None,
         detail=component == "database" and _DETAIL.search(text[:120]) is not None,
     )
 
 
 def core(text: bytes) -> bytes:
     """The words that are the same each time one error is told: without the introductions that programs put before."""
-    text = STACK.sub(b"", text).strip()
+    text = STACK.sub(b"", text).split(b" script: ", 1)[0].strip()
     for _ in range(6):
         shorter = _INTRO.sub(b"", text, count=1) if _INTRO.match(text) else text
         if shorter == text:

@@ -36,6 +36,8 @@ BLOCK = 150
 """Lines that one error with its stack and its repetition may take."""
 FIELDS = 40
 """Lines below an error that may hold fields or output belonging to it."""
+CHAIN = 500
+"""Lines that a chain of exceptions may take."""
 DETAILS = 3
 """Lines below an error that may hold its DETAIL or HINT."""
 REMEMBERED = 256
@@ -63,6 +65,7 @@ class Entry:
     matches: tuple[str, ...] = ()
     misses: tuple[str, ...] = ()
     detail: bool = False
+    together: bool = False
     ours: bool = False
 
 
@@ -151,7 +154,7 @@ def _entries(text: bytes, name: str) -> tuple[tuple[Entry, ...], list[str]]:
     return tuple(entries), mistakes
 
 
-_KEYS = {"signature", "components", "meaning", "patterns", "unless", "matches", "misses", "detail"}
+_KEYS = {"signature", "components", "meaning", "patterns", "unless", "matches", "misses", "detail", "together"}
 
 
 def _entry(item: object) -> tuple[Entry | None, list[str]]:
@@ -199,6 +202,7 @@ def _entry(item: object) -> tuple[Entry | None, list[str]]:
         matches=lists["matches"],
         misses=lists["misses"],
         detail=item.get("detail") is True,
+        together=item.get("together") is True,
     ), []
 
 
@@ -242,6 +246,7 @@ class Found(NamedTuple):
 
     signature: str
     detail: bool
+    together: bool
     end: int
     what: bytes | None
 
@@ -298,7 +303,8 @@ class _Matcher:
                 continue
             if pattern.entry.signature == NOTHING:
                 return None
-            return Found(pattern.entry.signature, pattern.entry.detail, match.end(), match.groupdict().get("what"))
+            entry = pattern.entry
+            return Found(entry.signature, entry.detail, entry.together, match.end(), match.groupdict().get("what"))
         return None
 
 
@@ -310,11 +316,15 @@ class _Event:
     identity: bytes | None
     line: int
     moment: float | None
+    head: bool
     bodiless: bool
+    when: bytes | None
 
 
 _MARKS = (b"starting microservices worker", b"starting api worker", b"initializing immich", b"starting immich ")
 _CAUSE = re.compile(rb"[Ee]rror: |\bE[A-Z]{3,}\b")
+_CHAIN = re.compile(rb"^\s*(?:The above exception was|During handling of the above)")
+_CHAIN_WORDS = frozenset({b"above"})
 _MARK_WORDS = frozenset({b"starting", b"initializing"})
 
 
@@ -333,9 +343,14 @@ class Reader:
     def __init__(self, catalogue: Catalogue, component: str) -> None:
         self._matcher = catalogue.matcher(component)
         self._component = component
-        self._words = self._matcher.words | (_MARK_WORDS if component in ("server", "microservices") else frozenset())
+        self._words = self._matcher.words
+        if component in ("server", "microservices"):
+            self._words |= _MARK_WORDS
+        elif component == "machine_learning":
+            self._words |= _CHAIN_WORDS
         self._number = 0
         self._mark = 0
+        self._chain = 0
         self._events: deque[_Event] = deque(maxlen=8)
         self._identities: dict[tuple[str, bytes], int] = {}
         self._recent: dict[tuple[str, bytes], tuple[float, bytes | None]] = {}
@@ -389,6 +404,9 @@ class Reader:
             if any(start.startswith(mark) for mark in _MARKS):
                 self._mark = number
                 return None
+        if self._component == "machine_learning" and _CHAIN.search(text):
+            self._chain = number
+            return None
         if NEVER.match(text) or STATEMENT.search(text):
             return None
         # The worker says its error and then, in the same line, the error with its stack.
@@ -434,9 +452,11 @@ class Reader:
 
     def _counted(self, found: Found, line: Line, number: int, moment: float | None) -> str | None:
         """The signature if this is a new event, and None if it is one that was counted."""
-        words = found.what if found.what is not None else core(line.text)
+        words = found.what if found.what is not None else core(line.said or line.text)
         bodiless = line.head and not _CAUSE.search(line.text)
-        event = _Event(found.signature, words, found.what, line.identity, number, moment, bodiless)
+        event = _Event(
+            found.signature, words, found.what, line.identity, number, moment, line.head, bodiless, line.when
+        )  # fmt: skip
         again = self._is_again(event, found, line)
         if moment is not None:
             self._recent[(event.signature, words)] = (moment, line.identity)
@@ -465,22 +485,35 @@ class Reader:
                 and (known[1] is None or event.identity is None or known[1] == event.identity)
             ):
                 return True
-        last = self._events[-1] if self._events else None
-        if last is None or last.signature != event.signature or last.line < self._mark:
-            return False
-        apart = event.line - last.line
-        if event.moment is not None and last.moment is not None and abs(event.moment - last.moment) > SAME_MOMENT:
-            return False
-        if (found.detail or line.detail) and apart <= DETAILS:
+        for nth, earlier in enumerate(reversed(self._events)):
+            if earlier.line < self._mark:
+                break
+            late = event.moment is not None and earlier.moment is not None
+            if late and abs((event.moment or 0) - (earlier.moment or 0)) > SAME_MOMENT:
+                continue
+            if earlier.signature == event.signature and self._tells_again(event, earlier, nth, found, line):
+                return True
+        return False
+
+    def _tells_again(self, event: _Event, earlier: _Event, nth: int, found: Found, line: Line) -> bool:
+        """Whether a line tells the event that was the nth before it, of the same signature."""
+        apart = event.line - earlier.line
+        if nth == 0 and (found.detail or line.detail) and apart <= DETAILS:
             return True
-        if apart == 1 and last.bodiless and line.again and not line.head:
+        if apart == 1 and earlier.bodiless and line.again and not line.head:
             return True  # the error that the line before announced
-        same = last.core == event.core or (
-            min(len(last.core), len(event.core)) >= 20
-            and (last.core.startswith(event.core) or event.core.startswith(last.core))
+        if earlier.line < self._chain <= event.line and apart <= CHAIN:
+            return True
+        if line.output and apart <= FIELDS:
+            return True
+        if found.together and line.when is not None and line.when == earlier.when and apart <= FIELDS:
+            return True
+        same = earlier.core == event.core or (
+            min(len(earlier.core), len(event.core)) >= 20
+            and (earlier.core.startswith(event.core) or event.core.startswith(earlier.core))
         )
-        if not same or apart > BLOCK:
+        if not same or apart > BLOCK or (line.head and not line.again):
             return False
-        if line.head and not line.again:
+        if not earlier.head and (nth > 1 or apart > FIELDS):
             return False
-        return last.identity is None or event.identity is None or last.identity == event.identity
+        return earlier.identity is None or event.identity is None or earlier.identity == event.identity

@@ -24,7 +24,7 @@ ENTRIES = [
 
 def read(component: str, text: str, moments: list[float] | None = None) -> list[str]:
     """The signature of each line, `-` for one that counts as nothing."""
-    lines = text.strip("\n").encode().split(b"\n")
+    lines = text.encode().split(b"\n")
     found = dict(Reader(CATALOGUE, component).feed(lines, moments))
     return [found.get(number, NOTHING) for number in range(len(lines))]
 

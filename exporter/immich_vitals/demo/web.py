@@ -125,8 +125,9 @@ class _Service:
 class Immich(_Service):
     """The stand-in. Its answers about assets come from the database and the files.
 
-    `user` is whose the key is, `permissions` what it may. `maintenance` and `legacy` (the paths before 1.107) may be
-    set while it runs. `keys_seen` counts the requests that showed a key.
+    `user` is whose the key is, `permissions` what it may. `maintenance`, `legacy` (the paths before 1.107) and
+    `may_read` (whether the server may read the files) may be set while it runs. `keys_seen` counts the requests that
+    showed a key.
     """
 
     def __init__(self, connect: Callable[[], Connection], user: str) -> None:
@@ -135,6 +136,7 @@ class Immich(_Service):
         self.permissions = PERMISSIONS
         self.maintenance = False
         self.legacy = False
+        self.may_read = True
         self.keys_seen = 0
         super().__init__(_ImmichHandler)
 
@@ -229,6 +231,8 @@ class _ImmichHandler(_Handler):
     def _send_file(self, path: Path) -> None:
         kinds = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
         try:
+            if not self.immich.may_read:
+                raise PermissionError
             content = path.read_bytes()
         except OSError:
             self._error(500, "Internal server error")
@@ -287,13 +291,13 @@ class _LearningHandler(_Handler):
 class Proxy(_Service):
     """Passes everything on to the stand-in, as people set up nginx, and can be set up wrongly while it runs.
 
-    `body_limit` is in bytes (client_max_body_size), `delay` in seconds before each answer; `answers` is a status for
-    everything. `refused` counts what was too large. With `log` it writes what nginx would into that file. For a proxy that tests of the collector can trust, see tests/integration: there it is
-    the real nginx and the real Caddy.
+    `target` is where it passes requests to, `body_limit` is in bytes (client_max_body_size), `delay` in seconds before
+    each answer; `answers` is a status for everything. `refused` counts what was too large. With `log` it writes what
+    nginx would into that file. The proxies that the collector is tested with are real: tests/integration.
     """
 
     def __init__(self, upstream: _Service, log: Path | None = None, tls: ssl.SSLContext | None = None) -> None:
-        self.upstream = upstream
+        self.target = upstream.address
         self.passes_upgrade = True
         self.body_limit: int | None = None
         self.delay = 0.0
@@ -326,7 +330,7 @@ class _ProxyHandler(_Handler):
             self._fail(self.proxy.answers)
             return
         try:
-            with socket.create_connection(self.proxy.upstream.address, timeout=UPSTREAM_SECONDS) as upstream:
+            with socket.create_connection(self.proxy.target, timeout=UPSTREAM_SECONDS) as upstream:
                 self._pass(upstream)
         except TimeoutError:
             self._note("error", "upstream timed out (110: Connection timed out) while reading response header from")
@@ -377,7 +381,7 @@ class _ProxyHandler(_Handler):
         self.say(status, f"<html><head><title>{status} {phrase}</title></head></html>".encode(), "text/html")
 
     def _note(self, level: str, message: str) -> None:
-        host, port = self.proxy.upstream.address
+        host, port = self.proxy.target
         self.proxy.write(level, f'{message} upstream, {self._about()}, upstream: "http://{host}:{port}{self.path}"')
 
     def _about(self) -> str:

@@ -7,6 +7,7 @@ each read and not the whole answer, chooses the address itself, shows neither ce
 
 import base64
 import hashlib
+import ipaddress
 import os
 import socket
 import ssl
@@ -67,6 +68,14 @@ class Origin:
     @property
     def secure(self) -> bool:
         return self.scheme == "https"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it is an address of this machine itself, on the way to which nobody can listen."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def authority(self) -> str:

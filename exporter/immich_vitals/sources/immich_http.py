@@ -202,7 +202,7 @@ class Route:
         """Photos as a user loads them. None when nothing is known of it; then a remark says why."""
         if self._key is None or self._canaries is None:
             return None
-        if certificate is None and self.name == "external":
+        if certificate is None and self.name == "external" and not way.origin.loopback:
             remarks.append(
                 Remark(
                     "the API key is not sent without TLS: no photo is tried by the external route",

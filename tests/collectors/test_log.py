@@ -309,3 +309,17 @@ def test_component_named_elsewhere_is_left_alone(engine: FakeDocker, tmp_path: P
     assert len(asked) == len(values(samples, "log_stream_up")) - 1
     assert {method for method, _ in engine.requests} == {"GET"}
     assert values(samples, "log_stream_up")["redis",] == 1
+
+
+def test_a_bug_is_met_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that our reader stumbles over is shown as a bug, and what is behind it is read all the same."""
+    counts = counts_of()
+    take = counts.open("docker:1", "server")
+    with monkeypatch.context() as patch:
+        patch.setattr("immich_vitals.signatures.Reader.feed", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            take(Batch([CALM], [1.0], {"last": 1}))
+    assert counts.place("docker:1") == {"last": 1}
+    take(Batch([FULL], [2.0], {"last": 2}))
+    assert counts.facts().lines == {"server": 2}
+    assert counts.facts().matches["server", "no_space"] == 1

@@ -303,3 +303,15 @@ def test_a_container_that_is_gone() -> None:
     stream = stream_of(Engine(None), Taken(), None)
     assert not stream._attempt(lambda: False)
     assert (stream.up, stream.problem) == (False, None)
+
+
+def test_what_is_no_log_is_said_and_tried_again() -> None:
+    """Garbage in place of a log is a remark; the next answer may be better."""
+    engine = Engine(Told(b"\x01garbage!"), Told(frame(NOON + 1, b"a\n"), b""), Told(frame(NOON + 1, b"a\n"), b""))
+    taken = Taken()
+    stream = stream_of(engine, taken, Mark(NOON, 1, NOON))
+    assert not stream._attempt(lambda: False)
+    assert not stream.up
+    assert stream.problem is not None
+    assert stream._attempt(lambda: False)
+    assert (taken.lines, stream.up, stream.problem) == ([b"a"], True, None)

@@ -318,7 +318,7 @@ class DockerLogs:
         """Each component's log; one of several containers that cannot be read counts as all of them."""
         streams = list(self._streams.values())
         found = []
-        for component in self._seen:
+        for component in tuple(self._seen):
             its = [stream for stream in streams if stream.part.component == component]
             problem = next((stream.problem for stream in its if stream.problem), None)
             up = bool(its) and self.failure is None and all(stream.up for stream in its)
@@ -405,7 +405,8 @@ class _Stream:
         if self._future is not None:
             if not self._future.done():
                 return
-            brought, self._future = self._future.result(), None
+            future, self._future = self._future, None
+            brought = future.result()
             running = self.part.container.state not in ("exited", "created", "dead")
             quick = brought or (running and self.up)
             self._pause = AGAIN_SECONDS if quick else min(2 * self._pause, AGAIN_LONGEST)
@@ -443,15 +444,22 @@ class _Stream:
         self._answer = answer
         self._jump = False
         with answer:
-            return self._read(answer, self._frames, stop)
+            try:
+                return self._read(answer, self._frames, stop)
+            except CollectorFailure as failure:
+                self._failed(failure)
+                return False
+
+    def _failed(self, failure: CollectorFailure) -> None:
+        message = failure.message.replace(self.part.container.id, self.part.container.name)
+        self.up, self.problem = False, Remark(message, failure.mend)
 
     def _asked(self, deadline: Deadline, tail: int | None, *, follow: bool = True) -> "Bytes | None":
         since = self._frames.mark.since if self._frames and tail != 0 else None
         try:
             answer = self._docker.logs(self.part.container.id, deadline, since=since, tail=tail, follow=follow)
         except CollectorFailure as failure:
-            message = failure.message.replace(self.part.container.id, self.part.container.name)
-            self.up, self.problem = False, Remark(message, failure.mend)
+            self._failed(failure)
             return None
         self.up = answer is not None
         if not self._damaged:

@@ -78,7 +78,7 @@ NEVER = re.compile(
     rb"|parameters|params|args|command|name|severity|severity_local|hostname|cmd|killed|signal): "
     rb"|STATEMENT: |\xe2\x9d\xb1|File \"/|Node\.js v\d)"
 )
-STATEMENT = re.compile(rb"(?:STATEMENT|QUERY):  ")
+STATEMENT = re.compile(rb"(?:STATEMENT|QUERY):  |Failed process was running: ")
 RICH = re.compile(rb"\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\]")
 _CID = re.compile(rb"~([a-z0-9]{8})\]$")
 _JOB = re.compile(rb'"id": ?"([0-9a-f-]{36})"')
@@ -136,6 +136,8 @@ def taken_apart(text: bytes, component: str) -> Line:
     if component == "machine_learning" and (level := _GUNICORN.match(text)) is not None:
         return Line(text=text, said=text[level.end() :], head=True)
     stripped = text.lstrip()
+    if component == "proxy":
+        return Line(text=stripped, head=True)  # each line tells of a request of its own
     return Line(
         text=stripped,
         again=BARE.match(stripped) is not None,

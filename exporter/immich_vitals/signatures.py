@@ -407,7 +407,7 @@ class Reader:
         if self._component == "machine_learning" and _CHAIN.search(text):
             self._chain = number
             return None
-        if NEVER.match(text) or STATEMENT.search(text):
+        if NEVER.match(text) or STATEMENT.search(text) or (self._component == "database" and text.startswith(b"\t")):
             return None
         # The worker says its error and then, in the same line, the error with its stack.
         line = taken_apart(STACK.sub(b"", text), self._component)

@@ -17,7 +17,7 @@ import pytest
 from immich_vitals.collector import Context, Deadline, SystemClock
 from immich_vitals.collectors.storage import StorageCollector
 from immich_vitals.config import StorageConfig, WatchedPath
-from immich_vitals.demo.faults import _may_mount
+from immich_vitals.demo.fault import may_mount
 from immich_vitals.settings import FOLDERS
 from immich_vitals.sources.files import Mount
 from immich_vitals.sources.rights import User, may
@@ -27,7 +27,7 @@ from immich_vitals.vitals import Readings
 
 pytestmark = [
     pytest.mark.skipif(
-        os.geteuid() != 0 or not _may_mount(), reason="only root may mount, and in a container not even it"
+        os.geteuid() != 0 or not may_mount(), reason="only root may mount, and in a container not even it"
     ),
     pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="mkfs.ext4 is missing (apt-get install e2fsprogs)"),
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="there is no /dev/fuse"),

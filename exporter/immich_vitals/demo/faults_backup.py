@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from immich_vitals.demo.faults import Fault, Sign
+from immich_vitals.demo.fault import Fault, Sign
 from immich_vitals.demo.scratch import environment
 from immich_vitals.demo.world import DATABASE, World
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from immich_vitals.demo.faults import Fault, Sign
+from immich_vitals.demo.fault import Fault, Sign
 from immich_vitals.demo.world import World
 
 ORIGINALS, PREVIEWS, THUMBNAILS = 3, 10, 12

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from immich_vitals.demo.faults import Fault, Sign
+from immich_vitals.demo.fault import Fault, Sign
 from immich_vitals.demo.world import World
 
 NOBODY = ("127.0.0.1", 1)  # a port that nobody listens at

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from immich_vitals.demo.faults import Fault, Sign
+from immich_vitals.demo.fault import Fault, Sign
 from immich_vitals.demo.world import World
 
 # Of no use to other faults: nothing reads it while the demo runs.

@@ -16,7 +16,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from immich_vitals.bundling import folders
-from immich_vitals.demo.faults import FAULTS, Fault
+from immich_vitals.demo.fault import Fault
+from immich_vitals.demo.faults import FAULTS
 from immich_vitals.demo.scratch import environment
 from immich_vitals.demo.servers import ServerError, free_port
 from immich_vitals.demo.world import World
@@ -45,7 +46,7 @@ def run(fault: str | None = None, listen: str | None = None, *, once: bool = Fal
     with _signals_end_us(), ExitStack() as ends:
         try:
             world = ends.enter_context(World(FEED_SECONDS))
-            exporter = ends.enter_context(_Exporter(world, listen or _usual_address()))
+            exporter = ends.enter_context(Exporter(world, listen or _usual_address()))
             exporter.wait_until_ready()
             _greet(world, exporter, once)
             _print_vital_signs(exporter.metrics())
@@ -72,7 +73,7 @@ def readings(exposition: str) -> list[Sample]:
     ]
 
 
-class _Exporter:
+class Exporter:
     """The exporter as `serve` runs it, in a process of its own."""
 
     def __init__(self, world: World, listen: str) -> None:
@@ -93,7 +94,7 @@ class _Exporter:
     def address(self) -> str:
         return f"{self._host}:{self._port}"
 
-    def __enter__(self) -> "_Exporter":
+    def __enter__(self) -> "Exporter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,7 +166,7 @@ def _usual_address() -> str:
     return f"127.0.0.1:{PORT}"
 
 
-def _greet(world: World, exporter: _Exporter, once: bool) -> None:
+def _greet(world: World, exporter: Exporter, once: bool) -> None:
     print(f"A small Immich in {world.folder}: {len(world.library.rows['asset'])} assets.\n")
     print(f"  vital signs  {exporter.url}/")
     print(f"  metrics      {exporter.url}/metrics")
@@ -184,7 +185,7 @@ def _print_vital_signs(samples: list[Sample]) -> None:
     print(flush=True)
 
 
-def _break(world: World, exporter: _Exporter, name: str, ends: ExitStack) -> bool:
+def _break(world: World, exporter: Exporter, name: str, ends: ExitStack) -> bool:
     """Inject a fault and wait until the exporter shows it."""
     fault = FAULTS[name]
     before = _value(fault, exporter.metrics())
@@ -210,7 +211,7 @@ def _value(fault: Fault, samples: list[Sample]) -> str:
     return "no sample" if value is None else f"{value:g}"
 
 
-def _start_prometheus(world: World, exporter: _Exporter) -> str | None:
+def _start_prometheus(world: World, exporter: Exporter) -> str | None:
     """A Prometheus that scrapes the exporter and knows our rules, if there is one on the PATH; returns its URL."""
     program = shutil.which("prometheus")
     if program is None:

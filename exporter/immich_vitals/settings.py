@@ -111,7 +111,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(OWN + "SERVER_URL", "text", "Immich's own address, beside every proxy, as `http://immich-server:2283`.", "", _PROBES),
     Setting(OWN + "EXTERNAL_URL", "text", "The address that phones use, as `https://photos.example.org`.", "", _PROBES),
     Setting(OWN + "MACHINE_LEARNING_URL", "text", "Address of machine learning, as `http://immich-machine-learning:3003`.", "", _PROBES),
-    Setting(OWN + "API_KEY", "secret", "API key for the image probe, with the permissions `asset.view` and `asset.download`.", "", _PROBES),
+    Setting(OWN + "API_KEY", "secret", "API key for the image probe, of a user who has photos, with the permissions `asset.view` and `asset.download`. Goes nowhere but to Immich's two addresses, to the external one only with TLS that is trusted.", "", _PROBES),
     Setting(OWN + "PROBE_INTERVAL", "duration", "How often the addresses are probed.", "60s", _PROBES),
     Setting(OWN + "UPLOAD_LIMIT_INTERVAL", "duration", "How often the largest upload that the addresses take is asked for.", "1h", _PROBES),
     Setting(OWN + "PROBE_CA_FILE", "file", "Certificates (PEM) to trust beside the system's, for an authority of your own.", "", _PROBES),

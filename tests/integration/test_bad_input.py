@@ -44,7 +44,7 @@ def immich(server_folder: Path) -> Iterator[dict[str, str]]:
             "REDIS_HOSTNAME": "127.0.0.1",
             "REDIS_PORT": str(redis.port),
             "REDIS_PASSWORD": "r3d1s",
-            "IMMICH_VITALS_DISABLE": "container,container_usage",
+            "IMMICH_VITALS_DISABLE": "container,container_usage,log",
         }
 
 

@@ -68,8 +68,17 @@ def test_the_end_of_a_run_without_a_line_end() -> None:
     frames = begun(Mark(0, 0, 0), anew=True)
     assert new(frames, frame(NOON, b"tail"), frame(NOON + SECOND, b"next run\n")) == [b"tail", b"next run"]
     assert new(frames, frame(NOON + 2 * SECOND, b"last")) == []
-    assert frames.rest() == ([b"last"], [(NOON + 2 * SECOND) / 1e9])
-    assert frames.rest() == ([], [])
+    assert frames.rest(complete=True) == ([b"last"], [(NOON + 2 * SECOND) / 1e9])
+    assert frames.rest(complete=True) == ([], [])
+    plain = begun(Mark(0, 0, 0), anew=True)
+    assert new(plain, stamp(NOON) + b"tail") == []
+    assert plain.rest(complete=True) == ([b"tail"], [NOON / 1e9])
+    plain.begin(NOON)
+    own = stamp(NOON - SECOND) + b"Z x"  # a moment that the program wrote is no beginning
+    assert new(plain, stamp(NOON) + b"tail" + stamp(NOON + SECOND) + own + b"\r\n") == [own]
+    plain = begun(Mark(NOON, 1, NOON))
+    assert new(plain, stamp(NOON) + b"tail\r\n", stamp(NOON + 1) + b"ne") == []
+    assert plain.rest(complete=False) == ([], [])  # cut off: it will be told again
 
 
 def test_goes_on_behind_what_is_known() -> None:
@@ -206,6 +215,7 @@ class Told:
     def __init__(self, *pieces: bytes | None) -> None:
         self._pieces = list(pieces)
         self.began: float | None = None
+        self.complete = True
 
     def read(self, quiet: float) -> bytes | None:
         return self._pieces.pop(0) if self._pieces else None

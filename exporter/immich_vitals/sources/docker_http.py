@@ -368,6 +368,11 @@ class Bytes:
                 return data
         return b""
 
+    @property
+    def complete(self) -> bool:
+        """Whether the other side said that this is its end, and was not cut off."""
+        return self._decode is not None and self._decode.ended
+
     def cut(self) -> None:
         """End a read that is under way in another thread."""
         self._answer.reader.cut()

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +49,8 @@ TICK_SECONDS = 0.25
 KIND = "docker"
 
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
+
+_LATER = re.compile(rb"(?<!^)(?=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z )")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +131,48 @@ class Frames:
         """New lines and their moments. Raises `Unavailable` when it is no log."""
         if self._raw is None:
             self._raw = piece[0] > 3  # with a terminal there are no frames: it begins with the year
+        if self._raw:
+            return self._plain(self._splitter.lines(piece))
         lines: list[bytes] = []
         moments: list[int] = []
-        if self._raw:
-            for line in self._splitter.lines(piece):
-                moment, text = self._told(line)
-                if (self._known and not self._is_new(moment)) or self._told_twice(moment, line):
-                    continue
-                self._count(moment)
-                lines.append(text)
-                moments.append(moment)
-        else:
-            self._unpack(piece, lines, moments)
+        self._unpack(piece, lines, moments)
         return lines, [moment / 1e9 for moment in moments]
 
-    def rest(self) -> tuple[list[bytes], list[float]]:
-        """What the container wrote last, without ending the line."""
+    def rest(self, complete: bool) -> tuple[list[bytes], list[float]]:
+        """What the container wrote last, without ending the line. `complete`: this is really all it wrote."""
+        if self._raw:
+            return self._plain(self._splitter.rest() if complete else [])
         over = {kind: head for kind, head in self._heads.items() if head.size < DOCKER_PIECE}
         for kind in over:
             del self._heads[kind]
         return [head.text for head in over.values()], [head.moment / 1e9 for head in over.values()]
+
+    def _plain(self, told: Iterable[bytes]) -> tuple[list[bytes], list[float]]:
+        lines: list[bytes] = []
+        moments: list[float] = []
+        for line in self._taken_apart(told):
+            moment, text = self._told(line)
+            if (self._known and not self._is_new(moment)) or self._told_twice(moment, line):
+                continue
+            self._count(moment)
+            lines.append(text)
+            moments.append(moment / 1e9)
+        return lines, moments
+
+    def _taken_apart(self, told: Iterable[bytes]) -> Iterator[bytes]:
+        """Without frames, the end of a run without a line end and the first line of the next run are one line."""
+        for line in told:
+            if line.count(b"Z ") > 1:
+                first, *others = _LATER.split(line)
+                for other in others:
+                    if self._told(other)[0] > self._told(first)[0]:
+                        yield first
+                        first = other
+                    else:  # a moment in the program's own words, or the next piece of a long line
+                        first += other
+                yield first
+            else:
+                yield line
 
     def _unpack(self, piece: bytes, lines: list[bytes], moments: list[int]) -> None:
         """Each frame is a byte for the stream, three zeros, four bytes of size, and one line or a piece of one."""
@@ -480,7 +504,7 @@ class _Stream:
                     self._skip_damage()
                     return True
                 continue
-            lines, moments = frames.feed(piece) if piece else frames.rest()
+            lines, moments = frames.feed(piece) if piece else frames.rest(answer.complete)
             if lines:
                 brought = True
                 self._take(Batch(lines, moments, frames.mark.place))
@@ -508,7 +532,7 @@ class _Stream:
             peek.begin(0)
             moments: list[float] = []
             while piece := answer.read(CONNECT_SECONDS):
-                moments += peek.feed(piece)[1] + peek.rest()[1]
+                moments += peek.feed(piece)[1] + peek.rest(complete=False)[1]
         newest = max(moments, default=0.0)
         return newest * 1e9 > frames.mark.high + OVERLAP and told - newest > LIVE / 1e9
 

@@ -36,22 +36,32 @@ def needs(pattern: str, common: Set[bytes], *, edges: bool) -> tuple[frozenset[b
     """
     words, parts = set(), set()
     for text in _texts(_parser.parse(pattern.encode())):
-        bounded = f"{BLANK}{text}{BLANK}" if edges else f"{UNKNOWN}{text}{UNKNOWN}"
-        known = bounded.lower().split(UNKNOWN)
-        whole = [
-            word
-            for number, piece in enumerate(known)
-            for word in _whole(piece, first=number == 0, last=number == len(known) - 1)
-            if len(word) >= SHORTEST_WORD and word not in common
-        ]
-        runs = [run for piece in known for run in piece.split(BLANK) if len(run) >= SHORTEST_WORD]
-        if whole:
-            words.add(max(whole, key=lambda word: (len(word), word)))
+        chosen = _best(f"{UNKNOWN}{text}{UNKNOWN}", common)
+        if not chosen and edges:
+            chosen = _best(f"{BLANK}{text}{BLANK}", common)
+        runs = [run for piece in text.lower().split(UNKNOWN) for run in piece.split(BLANK) if len(run) >= SHORTEST_WORD]
+        if chosen:
+            words.add(chosen)
         elif runs:
             parts.add(max(runs, key=len).encode())
         else:
             return frozenset(), frozenset()
     return frozenset(words), frozenset(parts)
+
+
+def _best(text: str, common: Set[bytes]) -> bytes:
+    """The longest word that is surely whole and not common; empty when there is none."""
+    pieces = text.lower().split(UNKNOWN)
+    return max(
+        (
+            word
+            for number, piece in enumerate(pieces)
+            for word in _whole(piece, first=number == 0, last=number == len(pieces) - 1)
+            if len(word) >= SHORTEST_WORD and word not in common
+        ),
+        key=lambda word: (len(word), word),
+        default=b"",
+    )
 
 
 def _whole(piece: str, *, first: bool, last: bool) -> list[bytes]:

@@ -78,7 +78,8 @@ _SQL = """\
 -- * SELECT on single columns: types, states and dates of assets, which files they have; no names, titles or e-mail.
 -- * Among them the paths and sizes of files, for the collector `file`, which looks whether each is still on disk. A
 --   path may name a person, where a storage label or an external library does. It goes nowhere: not into a metric, a
---   log or a message. Without it, REVOKE SELECT ("originalPath") and set IMMICH_VITALS_DISABLE=file: all else works.
+--   log or a message. Who does not want that sets IMMICH_VITALS_DISABLE=file and runs, after this,
+--   REVOKE SELECT ("originalPath") ON asset FROM the role; all else works.
 -- * A function that gives the five switches of machine learning. Immich keeps its passwords for SMTP and OAuth in the
 --   same column as those, so the column itself stays closed.
 -- * For the same reason a function that gives the schedule of Immich's own dumps and when one last failed, and one that

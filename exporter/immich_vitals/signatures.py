@@ -458,16 +458,17 @@ class Reader:
             found.signature, words, found.what, line.identity, number, moment, line.head, bodiless, line.when
         )  # fmt: skip
         again = self._is_again(event, found, line)
-        if moment is not None:
-            self._recent[(event.signature, words)] = (moment, line.identity)
-            if len(self._recent) > REMEMBERED:
-                del self._recent[next(iter(self._recent))]
         if line.identity is not None:
             self._identities[(event.signature, line.identity)] = number
             if len(self._identities) > REMEMBERED:
                 del self._identities[next(iter(self._identities))]
         if again:
             return None
+        if moment is not None:
+            # Only of what was counted, or an error that comes every other second would be counted once for ever.
+            self._recent[(event.signature, words)] = (moment, line.identity)
+            if len(self._recent) > REMEMBERED:
+                del self._recent[next(iter(self._recent))]
         self._events.append(event)
         return event.signature
 

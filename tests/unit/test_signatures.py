@@ -124,6 +124,8 @@ def test_same_words_within_five_seconds() -> None:
     assert read("database", "\n".join([line] * 4), [0.0, 1.0, 4.9, 11.0]) == [
         "database_unreachable", "-", "-", "database_unreachable",
     ]  # fmt: skip
+    often = read("database", "\n".join([line] * 10), [2.0 * number for number in range(10)])
+    assert [number for number, found in enumerate(often) if found != NOTHING] == [0, 3, 6, 9]
     head = (
         "[Nest] 7  - 11/20/2026, 5:22:51 PM   ERROR [Api:X~%s] Unknown error: Error: connect ECONNREFUSED 10.0.0.3:5432"
     )

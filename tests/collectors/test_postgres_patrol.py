@@ -368,29 +368,32 @@ def test_tables_that_come_and_go(postgres18: Postgres, immich: str, reader: Post
 
 def test_what_shortens_files_by_right(postgres18: Postgres) -> None:
     """VACUUM, TRUNCATE, rewrites and new indexes leave nothing that looks cut short, however often one looks."""
-    with immich_database(postgres18, "2.7.5") as name, postgres18.connect(name) as admin:
-        with patrol_of(config(postgres18, name), OFF) as patrol:
-            for statement in (
-                "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 20) AS s FROM generate_series(1, 5000) AS i",
-                "CREATE UNIQUE INDEX t_i ON t (i)",
-                "VACUUM ANALYZE t",
-                "DELETE FROM t WHERE i > 100",
-                "VACUUM t",
-                "INSERT INTO t SELECT i, md5(i::text) FROM generate_series(101, 9000) AS i",
-                "REINDEX INDEX t_i",
-                "DELETE FROM t WHERE i > 50",
-                "VACUUM FULL t",
-                "CLUSTER t USING t_i",
-                "TRUNCATE t",
-                "CREATE UNLOGGED TABLE u AS SELECT * FROM generate_series(1, 9000)",
-                "ANALYZE",
-            ):
-                admin.execute(statement.encode())
-                patrol.check(Deadline.after(5))
-                assert patrol.survey is not None
-                patrol._settle(patrol.survey)
-                patrol._settle(patrol.survey)
-                assert (patrol.suspects, patrol.memory.truncated) == (0, []), statement
+    with (
+        immich_database(postgres18, "2.7.5") as name,
+        postgres18.connect(name) as admin,
+        patrol_of(config(postgres18, name), OFF) as patrol,
+    ):
+        for statement in (
+            "CREATE TABLE t AS SELECT i, repeat(md5(i::text), 20) AS s FROM generate_series(1, 5000) AS i",
+            "CREATE UNIQUE INDEX t_i ON t (i)",
+            "VACUUM ANALYZE t",
+            "DELETE FROM t WHERE i > 100",
+            "VACUUM t",
+            "INSERT INTO t SELECT i, md5(i::text) FROM generate_series(101, 9000) AS i",
+            "REINDEX INDEX t_i",
+            "DELETE FROM t WHERE i > 50",
+            "VACUUM FULL t",
+            "CLUSTER t USING t_i",
+            "TRUNCATE t",
+            "CREATE UNLOGGED TABLE u AS SELECT * FROM generate_series(1, 9000)",
+            "ANALYZE",
+        ):
+            admin.execute(statement.encode())
+            patrol.check(Deadline.after(5))
+            assert patrol.survey is not None
+            patrol._settle(patrol.survey)
+            patrol._settle(patrol.survey)
+            assert (patrol.suspects, patrol.memory.truncated) == (0, []), statement
 
 
 def test_settings() -> None:

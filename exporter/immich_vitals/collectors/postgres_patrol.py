@@ -141,6 +141,11 @@ def _tell(patrol: PagePatrol, ctx: Context) -> None:
         return
     if patrol.state.problem:
         ctx.remark(patrol.state.problem, "look at IMMICH_VITALS_STATE_PATH, and at the disk it is on")
+    if patrol.enabled and found.unsafe:
+        ctx.remark(
+            f"{found.unsafe} is on: reading would pass over damage or wipe it out, so the page patrol pauses",
+            f"set {found.unsafe} to off; the runbook of ImmichPostgresUnsafeSetting says how",
+        )
     if patrol.enabled and found.unreadable:
         ctx.remark(
             f"our role may not read {found.unreadable} of the tables, so the page patrol leaves them out",

@@ -26,8 +26,9 @@ from immich_vitals.demo.web import Web
 DATABASE = "immich"
 MAX_CONNECTIONS = 40
 # What is looked at now and then is looked at every two seconds here.
-TIMERS = ("LIBRARY", "STORAGE", "FILE", "BACKUP", "VERSION")
+TIMERS = ("LIBRARY", "STORAGE", "FILE", "BACKUP", "VERSION", "PAGE_PATROL")
 NIGHTS = 3
+IMMICH_USER = 1000
 
 
 class World:
@@ -54,6 +55,7 @@ class World:
             self.postgres = Postgres(self.folder / "postgres", settings={"max_connections": str(MAX_CONNECTIONS)})
             self.redis = Redis(self.folder / "redis")
             self.library = make_library(self.media, self.external)
+            self._give_media_away()
             self.fill_database()
             self.back_up()
             self.logs = Logs(self.folder / "logs", self.postgres.log, self.redis.log)
@@ -97,12 +99,14 @@ class World:
 
     def environment(self) -> Mapping[str, str]:
         """The settings with which an exporter watches this world."""
+        owner = self.media.stat()
         return {
             "DB_URL": f"postgresql://postgres@127.0.0.1:{self.postgres.port}/{DATABASE}",
             "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}/0",
             "IMMICH_MEDIA_LOCATION": str(self.media),
             "IMMICH_VITALS_DATABASE_PATH": str(self.postgres.data),
             "IMMICH_VITALS_EXTERNAL_PATHS": str(self.external),
+            "IMMICH_VITALS_MEDIA_USER": f"{owner.st_uid}:{owner.st_gid}",
             "IMMICH_VITALS_STATE_PATH": str(self.state),
             "IMMICH_VITALS_LOG_FILES": self.logs.setting(),
             "IMMICH_VITALS_MEDIA_BACKUPS": str(self.photos_backed_up),
@@ -162,6 +166,12 @@ class World:
     def thaw_workers(self) -> None:
         if self._worker is not None:
             self._worker.send_signal(signal.SIGCONT)
+
+    def _give_media_away(self) -> None:
+        """The media folder to a user without privileges, as Immich is best run; root may do everything anywhere."""
+        if os.geteuid() == 0:
+            for path in (self.media, *self.media.rglob("*")):
+                os.chown(path, IMMICH_USER, IMMICH_USER, follow_symlinks=False)
 
     def _forget_children(self) -> None:
         self.stop_workers()

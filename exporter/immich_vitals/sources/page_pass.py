@@ -18,7 +18,6 @@ from immich_vitals.sources.page_patrol import (
     Unsafe,
     broke,
     read_pages,
-    refusal,
     survey,
     truncated,
 )
@@ -152,7 +151,7 @@ class PagePatrol:
     def check(self, deadline: Deadline) -> None:
         """Look at the catalogue beside the reading, when nobody has yet, or the last attempt failed.
 
-        Raises what `Database.ask` raises, and `Unsafe`.
+        Raises what `Database.ask` raises.
         """
         try:
             found = survey(self._looker, deadline)
@@ -160,8 +159,6 @@ class PagePatrol:
             self._looker.close()
         if self.survey is None:
             self._settle(found)
-        if self.enabled and found.unsafe:
-            raise refusal(found.unsafe)
         self.failure = None
 
     def _settle(self, found: Survey) -> None:
@@ -206,16 +203,17 @@ class PagePatrol:
             if not self.enabled:
                 self.failure = None
                 return min(ROUND_SECONDS, self._config.interval)
-            if found.unsafe:
-                raise refusal(found.unsafe)
             self.failure = None
+            if found.unsafe:
+                self._reader.close()  # a session keeps the settings it began with
+                return self._retry()
             if self.memory.under_way or self._begin():
                 self._read(found, stop)
+        except Unsafe:
+            return 0.0
         except CollectorFailure as failure:
             self.failure = failure
-            if isinstance(failure, Unsafe):
-                self._reader.close()  # a session keeps the settings it began with
-            return RETRY_SECONDS
+            return self._retry()
         return 0.0 if self.memory.under_way else self._until_due()
 
     def _begin(self) -> bool:
@@ -224,6 +222,9 @@ class PagePatrol:
             return False
         memory.begun, memory.under_way, memory.whole, memory.oid, memory.block = now, True, True, 0, 0
         return True
+
+    def _retry(self) -> float:
+        return min(RETRY_SECONDS, self._config.interval)
 
     def _until_due(self) -> float:
         begun = self.memory.begun
@@ -280,6 +281,8 @@ class PagePatrol:
             return True
         try:
             read, size = read_pages(self._reader, found, relation, first, after, self._deadline())
+        except Unsafe:
+            raise
         except Gone:
             return False
         except Damaged:

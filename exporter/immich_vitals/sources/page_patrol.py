@@ -158,18 +158,10 @@ def read_pages(
         raise
     pages, unsafe = results[0][0]
     if unsafe:
-        raise refusal(str(unsafe))
+        raise Unsafe(f"{unsafe} is on")
     if pages is None:
         raise Gone(f"{relation.name} is gone")
     return max(0, min(after, _whole(pages)) - first), _whole(pages)
-
-
-def refusal(setting: str) -> Unsafe:
-    """Why nothing is read while one of these two settings is on."""
-    return Unsafe(
-        f"{setting} is on, so reading a damaged page would not find it and could wipe it out: no page is read",
-        mend=f"set {setting} to off; the runbook of ImmichPostgresUnsafeSetting says how",
-    )
 
 
 def broke(failure: CollectorFailure, before: Survey, after: Survey, another: bool) -> bool:

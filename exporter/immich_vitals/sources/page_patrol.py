@@ -3,6 +3,10 @@
 A table, or the TOAST table with its long values, is read by ranges of ctid: that goes through Postgres' cache, which
 verifies each page that comes from the disk. pg_prewarm in its mode `buffer` does the same for an index. (Its mode
 `read` verifies nothing.) A page that is in the cache already hides what the disk has instead of it.
+
+What is read so passes through that cache without a ring of its own. Measured with a cache of 32 MB and a cold table of
+54 MB: pages that Immich read every 16 steps in the meantime, ten seconds at 100 pages a second, all stayed in it; of
+those that nobody read for that long, a fifth gave way.
 """
 
 import re

@@ -445,7 +445,7 @@ class Reader:
         if (late := re.search(rb"WORKER TIMEOUT \(pid:\s?(\d+)\)", text)) is not None:
             self._timeouts = {late[1]: number, **dict(list(self._timeouts.items())[:15])}
             return False
-        if b"SIGKILL" in text and (killed := re.search(rb"Worker \(pid:\s?(\d+)\) was sent SIGKILL", text)) is not None:
+        if (killed := re.search(rb"Worker \(pid:\s?(\d+)\) was sent SIG(?:KILL|ABRT)", text)) is not None:
             at = self._timeouts.pop(killed[1], None)
             return at is not None and number - at <= FIELDS
         return False

@@ -100,7 +100,7 @@ BEGIN
   END IF;
 
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = grantee) THEN
-    EXECUTE format('CREATE ROLE %I LOGIN CONNECTION LIMIT 6 PASSWORD %L', grantee, {password});
+    EXECUTE format('CREATE ROLE %I LOGIN CONNECTION LIMIT 8 PASSWORD %L', grantee, {password});
   END IF;
   EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), grantee);
   EXECUTE format('GRANT pg_read_all_stats TO %I', grantee);

@@ -369,7 +369,7 @@ FAULTS_SERVICES: dict[str, Fault] = {
         "A page of a table is damaged on disk, and was read.",
         damaged_page,
         Sign("postgres_checksum_failures_total", at_least=1, labels={"database": "immich"}),
-        "ImmichPostgresChecksumFailures",
+        "ImmichPostgresCorruption",
     ),
     "disk-nearly-full": Fault(
         f"The disk of the media folder ({SMALL_DISK_BYTES >> 20} MiB) has {LEFT_BYTES >> 20} MiB left.",

@@ -99,14 +99,13 @@ class World:
 
     def environment(self) -> Mapping[str, str]:
         """The settings with which an exporter watches this world."""
-        owner = self.media.stat()
         return {
             "DB_URL": f"postgresql://postgres@127.0.0.1:{self.postgres.port}/{DATABASE}",
             "REDIS_URL": f"redis://127.0.0.1:{self.redis.port}/0",
             "IMMICH_MEDIA_LOCATION": str(self.media),
             "IMMICH_VITALS_DATABASE_PATH": str(self.postgres.data),
             "IMMICH_VITALS_EXTERNAL_PATHS": str(self.external),
-            "IMMICH_VITALS_MEDIA_USER": f"{owner.st_uid}:{owner.st_gid}",
+            "IMMICH_VITALS_MEDIA_USER": f"{self._owner.st_uid}:{self._owner.st_gid}",
             "IMMICH_VITALS_STATE_PATH": str(self.state),
             "IMMICH_VITALS_LOG_FILES": self.logs.setting(),
             "IMMICH_VITALS_MEDIA_BACKUPS": str(self.photos_backed_up),
@@ -172,6 +171,7 @@ class World:
         if os.geteuid() == 0:
             for path in (self.media, *self.media.rglob("*")):
                 os.chown(path, IMMICH_USER, IMMICH_USER, follow_symlinks=False)
+        self._owner = self.media.stat()
 
     def _forget_children(self) -> None:
         self.stop_workers()

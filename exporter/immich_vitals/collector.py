@@ -99,10 +99,14 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something that a person should mend although the collector could answer: one of several items is bad."""
+    """Something that a person should mend although the collector could answer: one of several items is bad.
+
+    `optional`: nothing is wrong, there could be more.
+    """
 
     message: str
     mend: str
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,9 @@ class Context:
     clock: Clock
     remarks: list[Remark] = field(default_factory=list)
 
-    def remark(self, message: str, mend: str) -> None:
-        """Tell the person at the keyboard of an item that is bad, where the others are as usual."""
-        self.remarks.append(Remark(message, mend))
+    def remark(self, message: str, mend: str, *, optional: bool = False) -> None:
+        """Tell the person at the keyboard of an item that is bad, or `optional`, where the others are as usual."""
+        self.remarks.append(Remark(message, mend, optional))
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,15 +77,16 @@ def describe(status: Status) -> tuple[str, str]:
         return "off", _sentence(status.disabled_because)
     if status.outcome is None:
         return "waiting", "Its first run is still under way."
-    if status.outcome.ok and status.outcome.remarks:
-        return "partly", " ".join(_with_mend(remark.message, remark.mend) for remark in status.outcome.remarks)
     if status.outcome.ok:
-        return "ok", f"Answered in {status.outcome.duration * 1000:.0f} ms."
+        remarks, answered = status.outcome.remarks, f"Answered in {status.outcome.duration * 1000:.0f} ms."
+        bad = [_with_mend(remark.message, remark.mend) for remark in remarks if not remark.optional]
+        more = [_with_mend(remark.message, remark.mend, "For more") for remark in remarks if remark.optional]
+        return ("partly", " ".join([*bad, *more])) if bad else ("ok", " ".join([answered, *more]))
     return "failing", _with_mend(status.outcome.message, status.outcome.mend)
 
 
-def _with_mend(message: str, mend: str) -> str:
-    return _sentence(message) + (" " + _sentence(f"To mend it: {mend}") if mend else "")
+def _with_mend(message: str, mend: str, why: str = "To mend it") -> str:
+    return _sentence(message) + (" " + _sentence(f"{why}: {mend}") if mend else "")
 
 
 def _sentence(text: str) -> str:

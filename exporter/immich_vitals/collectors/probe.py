@@ -106,7 +106,7 @@ class ProbeCollector(Collector):
     def collect(self, ctx: Context) -> Iterable[Sample]:
         facts = self._probes.look(ctx.deadline)
         for remark in remarks_on(facts):
-            ctx.remark(remark.message, remark.mend)
+            ctx.remark(remark.message, remark.mend, optional=remark.optional)
         return probe_samples(facts)
 
     def close(self) -> None:

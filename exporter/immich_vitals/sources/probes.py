@@ -102,6 +102,7 @@ class Probes:
                 Remark(
                     "without an API key no photo is tried",
                     f"set {OWN}API_KEY to a key with the permissions asset.view and asset.download",
+                    optional=True,
                 ),
             )
         if self._canaries is None:

@@ -239,6 +239,7 @@ class BackupCollector(Collector):
                 "where Immich's dumps of its database are is not known",
                 "mount the media folder into the exporter and set IMMICH_MEDIA_LOCATION or UPLOAD_LOCATION, or set"
                 f" {OWN}DATABASE_BACKUPS",
+                optional=True,
             )
         if facts.enabled is False:
             ctx.remark(

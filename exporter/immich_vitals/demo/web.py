@@ -330,14 +330,19 @@ class _ProxyHandler(_Handler):
             self._fail(self.proxy.answers)
             return
         try:
-            with socket.create_connection(self.proxy.target, timeout=UPSTREAM_SECONDS) as upstream:
+            upstream = socket.create_connection(self.proxy.target, timeout=UPSTREAM_SECONDS)
+        except OSError:
+            self._note("error", "connect() failed (111: Connection refused) while connecting to")
+            self._fail(502)
+            return
+        try:
+            with upstream:
                 self._pass(upstream)
         except TimeoutError:
             self._note("error", "upstream timed out (110: Connection timed out) while reading response header from")
             self._fail(504)
-        except OSError:
-            self._note("error", "connect() failed (111: Connection refused) while connecting to")
-            self._fail(502)
+        except OSError:  # somebody hung up early: of no interest to nginx, either
+            self.close_connection = True
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 

@@ -1,6 +1,7 @@
 """`python -m bench [--assets N] [--scrapes N]`: measure, print, and write docs/benchmarks.md."""
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -21,11 +22,14 @@ from immich_vitals.demo.queues import PREFIX, create_queues, queue_names
 from immich_vitals.demo.schema import Connection, create_schema
 from immich_vitals.demo.scratch import Scratch, environment
 from immich_vitals.demo.servers import Postgres, Redis, free_port
+from immich_vitals.demo.web import Web
 from immich_vitals.demo.world import DATABASE
+from immich_vitals.settings import SETTINGS
 from immich_vitals.sources.library import LIMITS
 
 WARM_UP = 5
 COUNTED_SCRAPES = 10
+START_SECONDS = 120.0
 REFRESHES = 3  # of the library, which are waited for to be counted
 DURATION = 'immich_vitals_collector_duration_seconds{collector="library"}'
 LINE = 150  # characters of a line of the plan that are shown
@@ -92,6 +96,12 @@ class Servers:
         self.media = folder / "media"
         for name in FOLDERS:
             (self.media / name).mkdir(parents=True)
+            (self.media / name / ".immich").touch()
+        self.state = folder / "state"
+        self.state.mkdir()
+        with self.postgres.connect(DATABASE) as connection:
+            owner = connection.execute('SELECT id FROM "user" ORDER BY id LIMIT 1').fetchone()
+        self.web = ends.enter_context(Web(lambda: self.postgres.connect(DATABASE), str(owner and owner[0])))
         self.docker: Path | None = None
         if engine.why_not() is None:
             self.docker = ends.enter_context(engine.engine(folder / "docker"))
@@ -123,6 +133,9 @@ def exporter(servers: Servers, docker: Path | None, **settings: str) -> Iterator
         "DB_URL": f"postgresql://postgres@127.0.0.1:{servers.postgres.port}/{DATABASE}",
         "REDIS_URL": f"redis://127.0.0.1:{servers.redis.port}/0",
         "IMMICH_MEDIA_LOCATION": str(servers.media),
+        "IMMICH_VITALS_DATABASE_PATH": str(servers.postgres.data),
+        "IMMICH_VITALS_STATE_PATH": str(servers.state),
+        **{name: value for name, value in servers.web.environment().items() if not name.endswith("_INTERVAL")},
         "DOCKER_HOST": f"unix://{docker or servers.folder / 'no-docker.sock'}",
         "IMMICH_VITALS_LOG_LEVEL": "error",
         **settings,
@@ -134,12 +147,26 @@ def exporter(servers: Servers, docker: Path | None, **settings: str) -> Iterator
     try:
         wait_for_port(port)
         ours = Scraped("immich-vitals", process.pid, port)
+        wait_for_all(ours)
         for _ in range(WARM_UP):
             ours.scrape()
         yield ours
     finally:
         process.terminate()
         process.wait()
+
+
+def wait_for_all(ours: Scraped) -> None:
+    """Until every collector that is enabled has had its first run. Raises `TimeoutError`."""
+    until = time.monotonic() + START_SECONDS
+    while True:
+        ours.scrape()
+        names = re.findall(r'immich_vitals_collector_enabled\{collector="(\w+)"\} 1', ours.text)
+        if all(ours.value(f'immich_vitals_collector_success{{collector="{name}"}}') is not None for name in names):
+            return
+        if time.monotonic() > until:
+            raise TimeoutError("a collector did not end its first run; `immich-vitals check` says which")
+        time.sleep(0.5)
 
 
 def count(servers: Servers) -> tuple[Counted, Refresh]:
@@ -151,7 +178,8 @@ def count(servers: Servers) -> tuple[Counted, Refresh]:
             path = servers.folder / f"proxy-{time.monotonic_ns()}.sock"
             proxy = inner.enter_context(engine.CountingProxy(path, servers.docker))
         inner.enter_context(log.all_statements())
-        rare = {"IMMICH_VITALS_LIBRARY_INTERVAL": "1h", "IMMICH_VITALS_CONTAINER_USAGE_INTERVAL": "1h"}
+        timers = [setting.name for setting in SETTINGS if setting.name.endswith("_INTERVAL")]
+        rare = dict.fromkeys(timers, "1h")  # what runs beside a scrape is not part of it
         with exporter(servers, proxy.path if proxy else None, **rare) as ours:
             statements, commands, requests = (
                 log.mark(),

@@ -174,12 +174,13 @@ class BackupConfig:
 
 @dataclass(frozen=True, slots=True)
 class PatrolConfig:
-    """Whether all pages of Immich's database are read, how many in a second, and how many seconds lie between the
-    beginnings of two passes."""
+    """Whether all pages of Immich's database are read, how many in a second, how many seconds lie between the
+    beginnings of two passes, and whether amcheck looks through the indexes after each."""
 
     enabled: bool
     rate: int
     interval: float
+    amcheck: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,7 @@ def load(
             enabled=values.switch(OWN + "PAGE_PATROL"),
             rate=values.number(OWN + "PAGE_PATROL_RATE", 1, 100_000),
             interval=values.duration(OWN + "PAGE_PATROL_INTERVAL"),
+            amcheck=values.switch(OWN + "AMCHECK"),
         ),
         disabled=frozenset(values.listed(OWN + "DISABLE", tuple(collectors) or None)),
         library_interval=values.duration(OWN + "LIBRARY_INTERVAL"),

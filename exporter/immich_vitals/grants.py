@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from immich_vitals.sources.immich_facts import ALL_FACTS, Facts
 from immich_vitals.sources.immich_schema import COLUMNS, FILE_COLUMNS, NAMES, SWITCHES_FUNCTION, SWITCHES_SCHEMA
 from immich_vitals.sources.library import switches_sql
-from immich_vitals.sources.page_patrol import PATROL_FUNCTION, PREWARM
+from immich_vitals.sources.page_patrol import AMCHECK, CHECK_FUNCTION, PATROL_FUNCTION, PREWARM
 
 PASSWORD = "REPLACE-WITH-A-PASSWORD"
 
@@ -34,7 +34,8 @@ def grants_sql(database: str, role: str) -> str:
         wanted=wanted,
         schema=SWITCHES_SCHEMA,
         function=SWITCHES_FUNCTION,
-        patrol=_PATROL.format(schema=SWITCHES_SCHEMA, read_pages=PATROL_FUNCTION, prewarm=PREWARM),
+        patrol=_PATROL.format(schema=SWITCHES_SCHEMA, read_pages=PATROL_FUNCTION, prewarm=PREWARM)
+        + _CHECK.format(schema=SWITCHES_SCHEMA, check_index=CHECK_FUNCTION, amcheck=AMCHECK),
         metadata=switches_sql("%%1$I.system_metadata", None),
         config=switches_sql(None, "%%1$I.system_config"),  # %% for the format() around it
         facts="".join(_facts_sql(facts) for facts in ALL_FACTS),
@@ -82,11 +83,13 @@ _SQL = """\
 --   REVOKE SELECT ("originalPath") ON asset FROM the role; all else works.
 -- * A function that gives the five switches of machine learning. Immich keeps its passwords for SMTP and OAuth in the
 --   same column as those, so the column itself stays closed.
--- * For the same reason a function that gives the schedule of Immich's own dumps and when one last failed, and one that
---   gives the versions that Immich has run and knows of.
+-- * For the same reason a function that gives the schedule of Immich's own dumps and when one last failed, one that
+--   gives the versions that Immich has run and knows of, and one that tells whether its storage template is on.
 -- * A function for the page patrol (IMMICH_VITALS_PAGE_PATROL): it makes Postgres read and verify pages of any table of
 --   this database, and gives nothing of what is on them. Indexes can only be read so where the extension pg_prewarm is:
 --   CREATE EXTENSION pg_prewarm; a dump then asks for it where it is restored.
+-- * One for IMMICH_VITALS_AMCHECK, which has the extension amcheck look through a B-tree index and gives nothing of
+--   what is in it. Where that is wanted: CREATE EXTENSION amcheck; a dump then asks for that one too.
 --
 -- A dump of this database names the role: create it first where you restore such a dump.
 DO $immich_vitals$
@@ -213,4 +216,25 @@ _PATROL = """
     $body$ $function$;
   REVOKE ALL ON FUNCTION {schema}.{read_pages}(oid, bigint, bigint) FROM PUBLIC;
   EXECUTE format('GRANT EXECUTE ON FUNCTION {schema}.{read_pages}(oid, bigint, bigint) TO %I', grantee);
+"""
+
+_CHECK = """
+  EXECUTE $function$
+    CREATE OR REPLACE FUNCTION {schema}.{check_index}(relation oid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    BEGIN
+      -- With one of these on, reading would pass over damage or wipe it out.
+      IF current_setting('zero_damaged_pages') = 'on' OR current_setting('ignore_checksum_failure') = 'on' OR NOT EXISTS
+        (SELECT FROM pg_class c JOIN pg_am a ON a.oid = c.relam JOIN pg_index i ON i.indexrelid = c.oid
+         WHERE c.oid = relation AND c.relkind = 'i' AND a.amname = 'btree' AND c.relpersistence <> 't'
+           AND i.indisvalid AND i.indisready) THEN
+        RETURN;
+      END IF;
+      EXECUTE (SELECT format('SELECT %I.bt_index_check($1)', n.nspname)
+               FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = '{amcheck}')
+      USING relation::regclass;
+    END
+    $body$ $function$;
+  REVOKE ALL ON FUNCTION {schema}.{check_index}(oid) FROM PUBLIC;
+  EXECUTE format('GRANT EXECUTE ON FUNCTION {schema}.{check_index}(oid) TO %I', grantee);
 """

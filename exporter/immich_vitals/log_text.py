@@ -6,18 +6,27 @@ from dataclasses import dataclass
 from immich_vitals.patterns import LONGEST_TEXT
 
 COLOUR = re.compile(rb"(?:\x1b|#033|\\u001b|\\x1b|\^\[)\[[\d;]{0,20}m|\[\d{1,3}(?:;\d{1,3}){0,4}m")
+_DAY = rb"(?:\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z| ?[+-]\d\d:?\d\d)?)"
+# What only immich's own log, a stack or a field may follow, for where a prefix may be nearly anything.
+_OURS = rb"(?=\[Nest\] \d| {4}at |[ ]{2,8}\w{3,16}: |\[\d\d/\d\d/\d\d \d|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)"
 _PREFIX = re.compile(
     rb"(?:"
-    rb"\s{0,4}[\w.\-/]{1,80}\s{0,60}\|(?: |$)"  # docker compose
+    rb"\s{0,4}[\w.\-/@]{1,80}\s{0,60}\|(?: |$)"  # docker compose, docker service
     rb"|\[[\w.\-/ ]{1,80}\]\s{0,40}\| ?"  # docker compose v1
     rb"|\[pod/[^\]\s]{1,200}\] "  # kubectl logs --prefix
-    rb"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z| ?[+-]\d\d:?\d\d)?(?=[^\d,.:]|$)[ \t]?"
+    rb"|" + _DAY + rb"(?=[^\d,.:]|$)(?: \| |[ \t])?"
+    rb"|\[" + _DAY + rb"\] (?!\[\d+\] \[)"
     rb"|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d \d\d:\d\d:\d\d [\w.\-]{1,80} "
     rb"[\w.\-/@]{1,80}(?:\[\d+\])?: "
-    rb"|[\w.\-]{1,80} (?:docker|podman|conmon|immich[\w.\-]*|postgres[\w.\-]*|redis[\w.\-]*|nginx)(?:\[\d+\])?: "
+    rb"|(?:\d\d:\d\d:\d\d|[\w.\-]{1,80}) [\w.\-/@]{1,80}\[\d+\]: "  # journald and syslog, the date cut or read
+    rb"|[\w.\-]{1,80} (?:docker|podman|conmon|immich[\w.\-]*|postgres[\w.\-]*|redis[\w.\-]*|nginx): "
+    rb"|<\d{1,3}>(?=[A-Z][a-z]{2} [ \d]\d |1? ?\d{4}-)"  # syslog's priority
     rb"|(?:stdout|stderr)(?: [FP])?[ \t]"
     rb"|[\w\-]{1,40}\[[\w\-]{1,40}\] \w{1,10} \[\w{1,10}\] ?"  # a platform's app[id] region [level]
-    rb")"
+    rb"|>{1,2} (?=\S|  )|\xe2\x94\x82 " + _OURS + rb"|"  # quoted; framed by a terminal
+    rb"[\w.\-]{1,80} (?:\xe2\x80\xba )?(?:[\w.\-]{1,60} )?" + _OURS + rb"|"  # stern and other tails of pods
+    rb"\w{3} \d{1,2}, \d{4} @ \d\d:\d\d:\d\d(?:\.\d{3})? "  # Kibana
+    rb"|\d{1,2}/\d{1,2}/\d{4},? \d{1,2}:\d\d:\d\d(?: [AP]M)?,? " + _OURS + rb")"
 )
 _NEST = re.compile(
     rb"\s*(?:\[?Nest\] \d+ {1,3}- )?(?P<date>[^\[\]{}'\"]{6,40}?)\s+(?P<level>VERBOSE|DEBUG|LOG|WARN|ERROR|FATAL)\s+"
@@ -65,8 +74,8 @@ _AGAIN = re.compile(
     rb"|Unable to run job handler \((?:\w+/)?(?:DatabaseBackup|database-backup)\): "
 )
 _OUTPUT = re.compile(
-    rb"\[[^@\]]{1,60} @ 0x|/\S{1,300}: |pg_dump(?:all)?: (?:detail|hint)|system error: |[Vv]ips\w*: |Conversion failed"
-    rb"|av_\w+\(\)|Error (?:writing|opening|while|submitting|initializing) "
+    rb"\[[^@\]]{1,60} @ 0x|/\S{1,300}: |pg_dump(?:all)?: (?:detail|hint)|system error: |\w{0,12}[Vv]ips\w*: "
+    rb"|Conversion failed|av_\w+\(\)|Error (?:writing|opening|while|submitting|initializing) "
 )
 _POSTGRES = re.compile(rb"(?:^|[\s>])(?:LOG|ERROR|FATAL|PANIC|WARNING): {1,2}")
 _REDIS = re.compile(rb"\d+:[A-Z] \d{1,2} \w{3} \d{4} [\d:.]+ [#*.-] ")
@@ -78,6 +87,9 @@ NEVER = re.compile(
     rb"|parameters|params|args|command|name|severity|severity_local|hostname|cmd|killed|signal): "
     rb"|STATEMENT: |\xe2\x9d\xb1|File \"/|Node\.js v\d)"
 )
+LAST_FRAME = re.compile(rb"\s*at [^\]]{1,1000}?:\d+:\d+\)?\] (?=\S)")
+FRAME = re.compile(rb"\S:\d{1,7}:\d{1,7}\)?\]?$")
+BOX = b"\xe2\x94\x82"
 STATEMENT = re.compile(rb"(?:STATEMENT|QUERY):  |Failed process was running: ")
 RICH = re.compile(rb"\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\]")
 _CID = re.compile(rb"~([a-z0-9]{8})\]$")
@@ -102,6 +114,11 @@ class Line:
     context: bytes = b""
 
 
+def _is_quiet(level: bytes, message: bytes) -> bool:
+    """Whether the server says of a line itself that it tells of no trouble."""
+    return level in (b"debug", b"verbose") or (level == b"log" and b"unhealthy" not in message)
+
+
 def taken_apart(text: bytes, component: str) -> Line:
     """What a line is, without its prefix."""
     if (nest := _NEST.match(text)) is not None:
@@ -111,10 +128,11 @@ def taken_apart(text: bytes, component: str) -> Line:
         job = _JOB.search(context)
         return Line(
             text=message if message else text,
+            said=b"" if message else _CID.sub(b"", context),
             head=True,
             again=_AGAIN.match(message) is not None,
             identity=cid[1] if cid else job[1] if job else None,
-            quiet=nest["level"] in (b"DEBUG", b"VERBOSE"),
+            quiet=_is_quiet(nest["level"].lower(), message),
             context=_CID.sub(b"", context).rstrip(b"]"),
             when=text[: nest.start("level")].strip(),
         )
@@ -127,7 +145,7 @@ def taken_apart(text: bytes, component: str) -> Line:
             head=True,
             again=_AGAIN.match(message) is not None,
             identity=job[1] if job else None,
-            quiet=level is not None and level["level"].lower() in (b"debug", b"verbose"),
+            quiet=component != "proxy" and level is not None and _is_quiet(level["level"].lower(), message),
         )
     if component == "database" and (level := _POSTGRES.search(text[:200])) is not None:
         return Line(text=text, said=text[level.end() :], head=True)
@@ -142,7 +160,7 @@ def taken_apart(text: bytes, component: str) -> Line:
         text=stripped,
         again=BARE.match(stripped) is not None,
         output=component in ("server", "microservices") and _OUTPUT.match(stripped) is not None,
-        detail=component == "database" and _DETAIL.search(text[:120]) is not None,
+        detail=component in ("server", "microservices", "database") and _DETAIL.search(text[:120]) is not None,
     )
 
 

@@ -123,6 +123,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(OWN + "PAGE_PATROL", "switch", "Read every page of Immich's tables, slowly and over and over, to find damaged ones.", "false", _PATROL),
     Setting(OWN + "PAGE_PATROL_RATE", "number", "Pages of 8 kB read in a second, at most.", "100", _PATROL),
     Setting(OWN + "PAGE_PATROL_INTERVAL", "duration", "How long after the beginning of one reading of all pages the next one begins, at the earliest.", "12h", _PATROL),
+    Setting(OWN + "AMCHECK", "switch", "After each reading of all pages, have the extension amcheck look through every B-tree index.", "false", _PATROL),
     Setting(OWN + "DISABLE", "list", "Collectors to switch off, such as `host` beside a node_exporter.", "", _WORK),
     Setting(OWN + "LIBRARY_INTERVAL", "duration", "How often the library is counted; stretches itself on a slow database.", "5m", _WORK),
     Setting(OWN + "CONTAINER_USAGE_INTERVAL", "duration", "How often memory and CPU of containers are read.", "15s", _WORK),

@@ -17,7 +17,21 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from immich_vitals.log_text import BARE, COLOUR, NEVER, RICH, STACK, STATEMENT, Line, body, core, taken_apart
+from immich_vitals.log_text import (
+    BARE,
+    BOX,
+    COLOUR,
+    FRAME,
+    LAST_FRAME,
+    NEVER,
+    RICH,
+    STACK,
+    STATEMENT,
+    Line,
+    body,
+    core,
+    taken_apart,
+)
 from immich_vitals.patterns import SMALL, danger, needs, words_of
 
 OURS = Path(__file__).with_name("signatures.yml")
@@ -407,7 +421,13 @@ class Reader:
         if self._component == "machine_learning" and _CHAIN.search(text):
             self._chain = number
             return None
-        if NEVER.match(text) or STATEMENT.search(text) or (self._component == "database" and text.startswith(b"\t")):
+        if (last := LAST_FRAME.match(text)) is not None:
+            text = text[last.end() :]  # the stack stood where the name of the class should be; here is the message
+        if NEVER.match(text) or STATEMENT.search(text) or (b"   at " in text and FRAME.search(text)):
+            return None
+        if (self._component == "database" and text.startswith(b"\t")) or (
+            self._component == "machine_learning" and BOX in text
+        ):
             return None
         # The worker says its error and then, in the same line, the error with its stack.
         line = taken_apart(STACK.sub(b"", text), self._component)
@@ -433,7 +453,7 @@ class Reader:
         earlier = [*self._record_before, *lines[max(0, index - 12) : index]]
         for raw in reversed(earlier[-12:]):
             text = body(raw[:LONGEST_LINE])
-            if not text or b"\xe2\x94\x82" in text or b"\xe2\x95" in text:
+            if not text or BOX in text or b"\xe2\x95" in text:
                 break
             parts.append(text.strip())
             if RICH.match(text) or not text[:8].isspace():

@@ -624,6 +624,17 @@ def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "Input/output error" in ctx.remarks[0].message
 
 
+def test_named_and_not_there(tmp_path: Path) -> None:
+    """A path that nothing is at is told: it is a typing error, or not mounted here, or no backup was ever made."""
+    put(tmp_path / "copies.tar", 60)
+    there, nowhere = (f"{tmp_path}/copies.tar",), (f"{tmp_path}/no/*.tar",)
+    for database, media, setting in ((there, nowhere, "MEDIA_BACKUPS"), (nowhere, there, "DATABASE_BACKUPS")):
+        values(collector(database=database, media=media), ctx := context())
+        said = [remark.message for remark in ctx.remarks]
+        assert f"nothing is there of what IMMICH_VITALS_{setting} names" in said
+        assert len([each for each in said if "nothing is there" in each]) == 1
+
+
 def test_nothing_configured() -> None:
     """Without any folder, glob or database the collector is off, and says what to do."""
     config = load({})

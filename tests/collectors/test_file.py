@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from immich_vitals.sources.disks import DiskActivity
 from immich_vitals.sources.file_compare import Server
 from immich_vitals.sources.file_looks import Looker
 from immich_vitals.sources.immich_schema import schema_from, schema_queries
-from immich_vitals.sources.postgres import Database, Hello
+from immich_vitals.sources.postgres import Database, Hello, Row
 from support.clock import FakeClock
 from support.fake_docker import FakeDocker
 from support.golden import cases, check
@@ -110,11 +110,13 @@ def test_golden(case: Path, postgres: Postgres, tmp_path: Path, update_golden: b
         count, spoil = made.pop("count"), made.pop("spoil", {})
         made["kinds"] = tuple(made.get("kinds", ("preview", "thumbnail")))
         for _ in range(count):
-            files = photos.asset(**made)
+            files = photos.uploaded(**made) if "days" in made else photos.asset(**made)
             for kind, how in spoil.items():
                 SPOIL[how](files[kind])
     if facts.get("people"):
         photos.people()
+    if facts.get("storage_template"):
+        photos.storage_template(on=True)
     state = tmp_path / "state"
     state.mkdir()
     with exporter(postgres, photos, FILE_AUDIT="true", STATE_PATH=str(state)) as found:
@@ -628,6 +630,120 @@ def test_ids_that_are_not_random(photos: PhotoLibrary, postgres18: Postgres) -> 
         source.close()
     assert max(sizes) <= 800
     assert {size for size in sizes if size} and all(size > 100 for size in sizes if size)
+
+
+# -- what the storage template left behind
+
+
+LEFT = "file_template_leftovers"
+HIDDEN = {"visibility": "visibility = 'hidden'", "isVisible": '"isVisible" = false'}
+
+
+def with_leftovers(photos: PhotoLibrary) -> None:
+    """Two leftovers, and beside them whatever is none."""
+    columns = schema(photos.version)[photos.asset_table]
+    shown = '"isVisible" = true' if "isVisible" in columns else "visibility = 'timeline'"
+    for state in (shown, shown if "isVisible" in columns else "visibility = 'locked'"):
+        photos.uploaded(state=state)
+    photos.uploaded(state=shown, days=0.9)
+    photos.uploaded(state=shown, template="library/admin/2024/05/upload/IMG_1.jpg")
+    photos.uploaded(state=shown, external=True)
+    photos.uploaded(state=f'{shown}, "deletedAt" = now()')
+    photos.uploaded(state=next(hidden for column, hidden in HIDDEN.items() if column in columns))
+
+
+@pytest.mark.parametrize(("version", "location"), FORMS)
+def test_leftovers_of_the_storage_template(version: str, location: str, tmp_path: Path, postgres18: Postgres) -> None:
+    """Old uploads that are still where they came in, for as long as the template is on; not those of today, not
+    external ones, not motion parts. Immich's own role knows it, and one that the grants made."""
+    photos = PhotoLibrary(version, tmp_path / "media", tmp_path / "external", location)
+    with_leftovers(photos)
+    photos.storage_template(on=True)
+    with immich_database(postgres18, version, setup=photos.sql) as database, postgres18.connect(database) as admin:
+        admin.execute(grants_sql(database, "least").encode())
+        try:
+            own = Exporter(postgres18, database, settings(photos))
+            least = Exporter(postgres18, database, settings(photos), "least")
+            for each in (own, least):
+                assert values(each.samples(), LEFT) == {(): 2}
+                assert not each.remarks()
+            assert values(own.samples(after=301), LEFT) == {(): 2}
+            old = "/upload/" + "0" * 8
+            admin.execute(
+                f'UPDATE {photos.asset_table} SET "originalPath" = replace("originalPath", %s, %s)'.encode(),
+                (old, old.replace("upload", "library")),
+            )
+            assert values(own.samples(after=601), LEFT) == {(): 2}
+            assert values(own.samples(after=3600), LEFT) == {(): 0}
+        finally:
+            admin.execute("DROP OWNED BY least; DROP ROLE least")
+
+
+@pytest.mark.parametrize("version", ["1.91.4", "2.7.5"])
+def test_without_the_storage_template_nothing_is_left_over(version: str, tmp_path: Path, postgres18: Postgres) -> None:
+    """By default, and when somebody has switched it off: no sample, and nothing to remark."""
+    for switched_off in (False, True):
+        photos = PhotoLibrary(version, tmp_path / "media", tmp_path / "external")
+        with_leftovers(photos)
+        if switched_off:
+            photos.storage_template(on=False)
+        with exporter(postgres18, photos) as found:
+            samples = found.samples()
+            assert counted(samples, "file_path_prefix_assets")
+            assert values(samples, LEFT) == {}
+            assert not found.remarks()
+
+
+def test_settings_that_a_later_immich_does_not_read(tmp_path: Path, postgres18: Postgres) -> None:
+    """1.118 has the table of the settings of before 1.106 beside its own: what is in it does not count."""
+    photos = PhotoLibrary("1.118.2", tmp_path / "media", tmp_path / "external")
+    with_leftovers(photos)
+    photos.storage_template(on=False)
+    photos.statements.append("INSERT INTO system_config (key, value) VALUES ('storageTemplate.enabled', 'true');")
+    with exporter(postgres18, photos) as found:
+        assert values(found.samples(), LEFT) == {}
+
+
+def test_a_role_that_may_not_know_of_the_storage_template(photos: PhotoLibrary, postgres18: Postgres) -> None:
+    """A role of older grants: no sample, a remark that tells what to run, and everything else as ever."""
+    with_leftovers(photos)
+    photos.storage_template(on=True)
+    with immich_database(postgres18, "2.7.5", setup=photos.sql) as database, postgres18.connect(database) as admin:
+        admin.execute(grants_sql(database, "older").encode())
+        admin.execute("DROP FUNCTION immich_vitals.storage_template()")
+        try:
+            found = Exporter(postgres18, database, settings(photos), "older")
+            samples = found.samples()
+            assert counted(samples) and counted(samples, "file_path_prefix_assets")
+            assert values(samples, LEFT) == {}
+            assert "whether the storage template is on is not known" in found.remarks()
+            assert "immich-vitals grants` prints" in found.remarks()
+            assert "clientSecret" not in found.remarks()
+        finally:
+            admin.execute("DROP OWNED BY older; DROP ROLE older")
+
+
+def test_leftovers_cost_no_further_scan(photos: PhotoLibrary, postgres18: Postgres) -> None:
+    """They come with the count by prefix: one pass over the table of the assets, and over no other."""
+    with_leftovers(photos)
+    with immich_database(postgres18, "2.7.5", setup=photos.sql) as database, postgres18.connect(database) as admin:
+        source = AssetFiles(Database(postgres_config(postgres18, database)), database)
+        asked: list[str] = []
+        ask = source._database.ask
+
+        def noted(question: Callable[[Hello], str], deadline: Deadline) -> Sequence[Sequence[Row]]:
+            asked.append(question(Hello(180000, False)))
+            return ask(question, deadline)
+
+        source.look(Deadline.after(20.0))
+        source._database.ask = noted  # type: ignore[method-assign]
+        found = source.overview({"/data/": "/data"}, Deadline.after(20.0), leftovers=True)
+        source.close()
+        (query,) = asked
+        plan = admin.execute(b"EXPLAIN (FORMAT JSON) " + query.partition(";\n")[2].encode()).fetchone()
+    scans = [node for node in nodes(plan[0][0]["Plan"]) if "Scan" in node["Node Type"]]  # type: ignore[index]
+    assert found.leftovers == 2
+    assert [scan["Relation Name"] for scan in scans] == ["asset"]
 
 
 # -- quiet hours and sleeping disks

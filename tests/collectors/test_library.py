@@ -66,7 +66,7 @@ def test_every_version_is_understood(version: str, postgres18: Postgres, context
         samples = library(postgres18, database, context)
     assert values(samples, "library_schema_supported") == {(): 1}
     assert {stage for (stage,) in values(samples, "library_required")} == expected
-    assert len(values(samples, "library_assets")) == 24
+    assert len(values(samples, "library_assets")) == 12
 
 
 @pytest.mark.parametrize("version", VERSIONS)

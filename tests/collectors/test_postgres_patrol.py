@@ -12,6 +12,8 @@ import pytest
 
 from immich_vitals.collector import CollectorFailure, Context, Deadline, SystemClock
 from immich_vitals.collectors.postgres_patrol import (
+    CHECKED,
+    CONDEMNED,
     DAMAGED,
     TRUNCATED,
     PatrolFacts,
@@ -22,7 +24,7 @@ from immich_vitals.config import PatrolConfig, PostgresConfig, load
 from immich_vitals.demo.servers import Postgres, free_port
 from immich_vitals.grants import PASSWORD, grants_sql
 from immich_vitals.sources import page_pass, page_patrol
-from immich_vitals.sources.page_pass import Memory, PagePatrol, Spot
+from immich_vitals.sources.page_pass import BadIndex, Memory, PagePatrol, Spot
 from immich_vitals.sources.page_patrol import Patroller, plain
 from immich_vitals.sources.postgres import Database
 from support.clock import FakeClock
@@ -157,6 +159,8 @@ def test_one_cannot_read_through_the_function(postgres18: Postgres, immich: str)
         "immich_vitals.read_pages('asset'::regclass, -5, 2)",
         "immich_vitals.read_pages('pg_stat_activity'::regclass, 0, 5)",
         "immich_vitals.read_pages(1, 0, 5)",
+        "immich_vitals.check_index('asset'::regclass)",
+        "immich_vitals.check_index(1)",
     )
     with postgres18.connect(immich) as admin:
         admin.execute("CREATE ROLE patrol_stranger")
@@ -168,6 +172,10 @@ def test_one_cannot_read_through_the_function(postgres18: Postgres, immich: str)
             row = admin.execute(
                 "SELECT has_function_privilege('patrol_stranger', 'immich_vitals.read_pages(oid, bigint, bigint)',"
                 " 'execute')"
+            ).fetchone()
+            assert row == (False,)
+            row = admin.execute(
+                "SELECT has_function_privilege('patrol_stranger', 'immich_vitals.check_index(oid)', 'execute')"
             ).fetchone()
             assert row == (False,)
         finally:
@@ -208,6 +216,26 @@ def test_off_by_default(postgres18: Postgres, context: Context) -> None:
         rounds = iter(range(100))
         walk(patrol, lambda: next(rounds) > 50)
         assert (patrol.pages, patrol.memory.begun) == (0, None)
+
+
+def test_amcheck_that_cannot_be(postgres18: Postgres, reader: PostgresConfig, context: Context) -> None:
+    """Where the extension is missing, or no pages are read, the person is told, and the rest works as without."""
+    wanted = replace(ON, amcheck=True)
+    collector = PostgresPatrolCollector(reader, wanted)
+    assert {CHECKED, CONDEMNED} < {sample.metric for sample in collector.collect(context)}
+    assert "CREATE EXTENSION amcheck" in context.remarks[0].mend
+    collector._patrol.survey = replace(collector._patrol.survey, amcheck="public")  # type: ignore[type-var]
+    tuple(collector.collect(context))
+    assert "immich-vitals grants" in context.remarks[1].mend
+    collector.close()
+    with patrol_of(reader, wanted) as patrol:
+        one_pass(patrol)
+        walk(patrol, lambda: not patrol.memory.checking)
+        assert (patrol.checks, patrol.bad_indexes, patrol.failure) == (0, None, None)
+    collector = PostgresPatrolCollector(reader, replace(OFF, amcheck=True))
+    assert [sample.metric for sample in collector.collect(context)] == [TRUNCATED]
+    assert "IMMICH_VITALS_PAGE_PATROL" in context.remarks[2].mend
+    collector.close()
 
 
 def test_a_scrape_asks_nothing(postgres18: Postgres, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +316,10 @@ def test_goes_on_where_it_was(reader: PostgresConfig, tmp_path: Path) -> None:
         {"begun": "yesterday"},
         {"unknown": 1},
         {"damaged": None},
+        {"checked": "abc"},
+        {"unchecked": None},
+        {"bad": [{"oid": 1}]},
+        {"bad": [{"oid": 1, "filenode": "x"}]},
     ],
     ids=str,
 )
@@ -301,10 +333,11 @@ def test_a_memory_of_ours_is_kept(tmp_path: Path) -> None:
     nowhere = PostgresConfig("127.0.0.1", 1, "postgres", None, "postgres", {})
     with patrol_of(nowhere, folder=tmp_path) as patrol:
         patrol.memory = Memory("1/5", 1.5, 2.0, 3.0, 2.5, True, False, 5, 64, [Spot(1, 2, 3, 4)], [(6, 7)])
+        patrol.memory.checking, patrol.memory.checked, patrol.memory.bad = True, [3], [BadIndex(8, 9, True)]
         patrol._write()
     with patrol_of(nowhere, folder=tmp_path) as again:
         assert again.memory == patrol.memory
-        assert again.damaged == 1
+        assert (again.damaged, again.bad_indexes) == (1, 1)
 
 
 def test_another_database_is_another_beginning(postgres18: Postgres, reader: PostgresConfig, tmp_path: Path) -> None:
@@ -402,8 +435,10 @@ def test_settings() -> None:
     assert "DB_HOSTNAME" in PostgresPatrolCollector.disabled_because(load({}))
     made = PostgresPatrolCollector.from_config(load({"DB_HOSTNAME": "x", "IMMICH_VITALS_PAGE_PATROL": "true"}))
     assert made is not None and made._patrol.enabled
+    made = PostgresPatrolCollector.from_config(load({"DB_HOSTNAME": "x", "IMMICH_VITALS_AMCHECK": "true"}))
+    assert made is not None and made._patrol.amcheck and not made._patrol.enabled
     made = PostgresPatrolCollector.from_config(load({"DB_HOSTNAME": "x"}))
-    assert made is not None and not made._patrol.enabled
+    assert made is not None and not made._patrol.enabled and not made._patrol.amcheck
 
 
 def test_names_for_people() -> None:

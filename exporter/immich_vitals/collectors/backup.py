@@ -247,6 +247,16 @@ class BackupCollector(Collector):
                 "switch them on in Immich's settings (Administration, Settings, Backup), or name the others in"
                 f" {OWN}DATABASE_BACKUPS",
             )
+        for kind, named, setting in (
+            (DATABASE, self._config.database, "DATABASE_BACKUPS"),
+            (MEDIA, self._config.media, "MEDIA_BACKUPS"),
+        ):
+            if named and (there := facts.found.get(kind)) and not there.backups:
+                ctx.remark(
+                    f"nothing is there of what {OWN}{setting} names",
+                    "mount the folder of your backups into the exporter, and give the path that it has there; or your"
+                    " tool has not finished one yet",
+                )
         if self._config.restore_test and answers.get("restore") is None:
             ctx.remark(
                 f"{OWN}RESTORE_TEST_FILE names a file that is not there",

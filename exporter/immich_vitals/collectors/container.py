@@ -93,8 +93,8 @@ CPU = Metric(
     _EACH,
 )
 
-# Ends that people look for: normal, error, SIGILL, SIGABRT (node's heap limit), SIGBUS, SIGKILL, SIGSEGV, SIGTERM.
-EXIT_CODES = ("0", "1", "132", "134", "135", "137", "139", "143")
+# Ends that people look for: normal, error, SIGILL, SIGABRT (node's heap limit), SIGKILL, SIGSEGV, SIGTERM.
+EXIT_CODES = ("0", "1", "132", "134", "137", "139", "143")
 # After this much silence the event stream is begun anew, to notice a daemon that is gone without a word.
 QUIET_SECONDS = 15.0
 

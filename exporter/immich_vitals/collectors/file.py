@@ -5,12 +5,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 from uuid import UUID
 
-from immich_vitals.collector import Clock, Collector, Context, Deadline, Every, Remark, SystemClock
+from immich_vitals.collector import Clock, Collector, Context, Deadline, Every, Remark, SystemClock, Unavailable
 from immich_vitals.config import Config, PostgresConfig
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.settings import OWN
@@ -69,11 +69,17 @@ PREFIX_ASSETS = Metric(
     "mount of the server; reachable is 1 when we see it, 0 when the server has nothing there, else unknown.",
     ("prefix", "reachable"),
 )
+LEFTOVERS = Metric(
+    "file_template_leftovers",
+    "Live uploads older than a day whose original still lies in `upload` while Immich's storage template is on; no "
+    "sample while it is off. Counted with each sample, and every hour while there are any.",
+)
 
 # The first sample is small: it is there within seconds, also for `check`; the first whole one follows soon after.
 QUICK_ASSETS = 40
 FIRST_WHOLE_SECONDS = 300.0
 AGAIN_SECONDS = 600.0
+COUNT_AGAIN_SECONDS = 3600.0
 TICK_SECONDS = 60.0
 # So many files an asset has at most, nearly always; and this long a sample may take at the configured pace.
 FILES_OF_AN_ASSET = 4
@@ -86,11 +92,13 @@ ELSEWHERE = "external"
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What a sample found; `prefixes` are assets by (prefix, reach). `moment` is seconds since the epoch."""
+    """What a sample found; `prefixes` are assets by (prefix, reach), `leftovers` what the storage template left in
+    `upload`, None where it is off or not known. `moment` is seconds since the epoch."""
 
     moment: float
     counts: Counts
     prefixes: Mapping[tuple[str, Reach], int]
+    leftovers: int | None = None
     remarks: tuple[Remark, ...] = ()
 
 
@@ -112,7 +120,7 @@ class FileCollector(Collector):
     """
 
     name = "file"
-    metrics = (SAMPLED, SAMPLE_TIME, LOST, AUDITED, AUDIT_PROGRESS, AUDIT_COMPLETED, PREFIX_ASSETS)
+    metrics = (SAMPLED, SAMPLE_TIME, LOST, AUDITED, AUDIT_PROGRESS, AUDIT_COMPLETED, PREFIX_ASSETS, LEFTOVERS)
     timeout = 600.0
 
     def __init__(
@@ -149,6 +157,8 @@ class FileCollector(Collector):
         self._looked: Looked | None = None
         self._samples_taken = 0
         self._again_at = 0.0
+        self._counted_at = 0.0
+        self._template_unknown: Remark | None = None
         self.trigger = Every(min(TICK_SECONDS, config.file.interval), stretch=False, awaited=False)
 
     @classmethod
@@ -179,7 +189,9 @@ class FileCollector(Collector):
                 self._assets.close()
         elif self._looked is None:
             ctx.remark(f"no file was looked at: {waits.message}", waits.mend)
-        for remark in self._looked.remarks if self._looked else ():
+        for remark in (*(self._looked.remarks if self._looked else ()), self._template_unknown):
+            if remark is None:
+                continue
             ctx.remark(remark.message, remark.mend)
         if self._config.file.sample > longest_sample(self._config.file.rate):
             ctx.remark(
@@ -233,25 +245,27 @@ class FileCollector(Collector):
         self._lost.take(verdicts)
         counts = counts_of(verdicts)
         now = ctx.clock.time()
-        self._looked = Looked(now, counts, prefixes, tuple(remarks_on(counts, disk, self._media)))
+        remarks = tuple(remarks_on(counts, disk, self._media))
+        self._looked = Looked(now, counts, prefixes, overview.leftovers, remarks)
         self._samples_taken += 1
         self._again_at = now
         self._keep()
 
     def _look_again(self, ctx: Context) -> None:
-        """At what was lost, and at prefixes that lead nowhere: so an alert ends soon after the mend."""
+        """At what was lost, at prefixes that lead nowhere and at leftovers: so an alert ends soon after the mend."""
         names = self._lost.names()
+        left = bool(self._looked and self._looked.leftovers) and self._count_due(ctx.clock.time())
         nowhere = self._looked is not None and any(reach is Reach.NOWHERE for _, reach in self._looked.prefixes)
-        if names or nowhere:
+        if names or nowhere or left:
             self._assets.look(ctx.deadline)
-            disk, _, prefixes = self._see(self._assets, lambda: ctx.deadline)
+            disk, overview, prefixes = self._see(self._assets, lambda: ctx.deadline)
             gate = self._gate(lambda: False)
             before = [Verdict(Recorded(*name, path=""), MISSING) for name in names]
             verdicts = self._comparer.confirmed(before, self._assets, disk, gate, lambda: ctx.deadline, wait=0.0)
             self._lost.forget(set(names) - {verdict.file.name for verdict in verdicts})
             self._lost.take(verdicts)
             if self._looked is not None:
-                self._looked = Looked(self._looked.moment, self._looked.counts, prefixes, self._looked.remarks)
+                self._looked = replace(self._looked, prefixes=prefixes, leftovers=overview.leftovers)
             self._keep()
         self._again_at = ctx.clock.time()
 
@@ -264,8 +278,23 @@ class FileCollector(Collector):
         media = media_map(self._config, self._media, server, assets.stored_location(deadline()))
         alive = self._alive(media.roots)
         media = media.settled(alive)
-        overview = assets.overview(media.prefixes, deadline()) if count else Overview(0, {})
+        overview = self._count(assets, media, deadline) if count else Overview(0, {})
         return Disk(media, alive), overview, prefix_counts(overview, media, alive)
+
+    def _count(self, assets: AssetFiles, media: MediaMap, deadline: Callable[[], Deadline]) -> Overview:
+        self._template_unknown = None
+        try:
+            leftovers = assets.template_on(deadline())
+        except Unavailable as unknown:
+            leftovers = False
+            self._template_unknown = Remark(
+                f"whether the storage template is on is not known: {unknown.message}", unknown.mend
+            )
+        self._counted_at = self._clock.time()
+        return assets.overview(media.prefixes, deadline(), leftovers=leftovers)
+
+    def _count_due(self, now: float) -> bool:
+        return not 0 <= now - self._counted_at < COUNT_AGAIN_SECONDS
 
     def _alive(self, roots: Sequence[str]) -> Mapping[str, bool]:
         """Which folders have something in them; one on a disk that sleeps is left alone, and so is what is in it."""
@@ -346,6 +375,7 @@ def file_samples(facts: FileFacts) -> Iterator[Sample]:
         yield from _counted(SAMPLED, facts.looked.counts)
         for (prefix, reach), count in facts.looked.prefixes.items():
             yield PREFIX_ASSETS.sample(count, prefix=prefix, reachable=reach.value)
+        yield from LEFTOVERS.known(facts.looked.leftovers)
     if facts.looked is not None or facts.lost:
         shown.update(facts.lost)
         for kind, count in shown.items():

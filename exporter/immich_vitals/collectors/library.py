@@ -51,6 +51,7 @@ SCHEMA = Metric(
 MIGRATIONS = Metric("library_migrations_applied", "Migrations that Immich has applied to its database.")
 
 TYPES = ("image", "video", "audio", "other")
+RARE_TYPES = ("audio", "other")  # Immich has them in its schema and takes no such files: shown where there are any
 NOTHING = Mark(0)
 STATES = ("live", "archived", "locked", "hidden", "trashed", "offline")
 SHOWN = ("live", "archived", "locked")
@@ -145,6 +146,8 @@ def _asset_samples(groups: tuple[Group, ...]) -> Iterator[Sample]:
     for group in groups:
         counts[_type(group), _state(group)] += group.count
     for kind in TYPES:
+        if kind in RARE_TYPES and not any(counts[kind, state] for state in STATES):
+            continue
         for state in STATES:
             yield ASSETS.sample(counts[kind, state], type=kind, state=state)
     yield from NEWEST.known(max((group.newest for group in groups), default=None))

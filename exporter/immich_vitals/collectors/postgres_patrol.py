@@ -8,8 +8,8 @@ from typing import Self
 from immich_vitals.collector import Collector, CollectorFailure, Context, OnScrape
 from immich_vitals.config import Config, PatrolConfig, PostgresConfig
 from immich_vitals.metrics import Metric, Sample
-from immich_vitals.sources.page_pass import PagePatrol
-from immich_vitals.sources.page_patrol import Patroller, Relation, plain
+from immich_vitals.sources.page_pass import CHECK_SECONDS, PagePatrol
+from immich_vitals.sources.page_patrol import Patroller, Relation, Survey, plain
 from immich_vitals.sources.postgres import Database
 
 TRUNCATED = Metric(
@@ -38,6 +38,14 @@ CLEAN = Metric(
 PROGRESS = Metric(
     "postgres_patrol_progress_ratio", "How much of its present pass the page patrol has done; no sample between passes."
 )
+CHECKED = Metric("postgres_amcheck_indexes_total", "Indexes that amcheck read to their end or to an error in them.")
+CONDEMNED = Metric(
+    "postgres_amcheck_errors_total", "Indexes that amcheck found damaged, each counted once as long as it is."
+)
+BAD_INDEXES = Metric(
+    "postgres_amcheck_damaged_indexes",
+    "Indexes that amcheck found damaged, until they are built anew; no sample before all have been checked once.",
+)
 NAMED = 3  # of the damaged tables, for people; the others are no better
 
 
@@ -54,10 +62,15 @@ class PatrolFacts:
     completed: float | None = None
     clean: float | None = None
     progress: float | None = None
+    amcheck: bool = False
+    checks: int = 0
+    condemned: int = 0
+    bad_indexes: int | None = None
 
 
 class PostgresPatrolCollector(Collector):
-    """Damage on the disk of Postgres: files cut short, and, with the page patrol, pages that cannot be read.
+    """Damage on the disk of Postgres: files cut short, and, with the page patrol, pages that cannot be read
+    and indexes that are wrong.
 
     immich_vitals_postgres_truncated_relations 0
     immich_vitals_postgres_patrol_pages_total 41873
@@ -65,7 +78,7 @@ class PostgresPatrolCollector(Collector):
     """
 
     name = "postgres_patrol"
-    metrics = (TRUNCATED, PAGES, ERRORS, DAMAGED, COMPLETED, CLEAN, PROGRESS)
+    metrics = (TRUNCATED, PAGES, ERRORS, DAMAGED, COMPLETED, CLEAN, PROGRESS, CHECKED, CONDEMNED, BAD_INDEXES)
     trigger = OnScrape()
     timeout = 3.0
 
@@ -113,6 +126,10 @@ def facts_of(patrol: PagePatrol, database: str) -> PatrolFacts:
         completed=memory.completed,
         clean=memory.clean,
         progress=patrol.progress,
+        amcheck=patrol.amcheck,
+        checks=patrol.checks,
+        condemned=patrol.condemned,
+        bad_indexes=patrol.bad_indexes,
     )
 
 
@@ -125,6 +142,10 @@ def patrol_samples(facts: PatrolFacts) -> Iterator[Sample]:
         yield from COMPLETED.known(facts.completed)
         yield from CLEAN.known(facts.clean, database=facts.database)
         yield from PROGRESS.known(facts.progress)
+    if facts.enabled and facts.amcheck:
+        yield CHECKED.sample(facts.checks)
+        yield CONDEMNED.sample(facts.condemned)
+        yield from BAD_INDEXES.known(facts.bad_indexes)
 
 
 def _tell(patrol: PagePatrol, ctx: Context) -> None:
@@ -137,6 +158,8 @@ def _tell(patrol: PagePatrol, ctx: Context) -> None:
             f"{patrol.suspects} files of Postgres are shorter than it recorded; a VACUUM may do that for moments",
             "look again in five minutes; if it stands, follow the runbook of ImmichPostgresCorruption",
         )
+    if patrol.amcheck:
+        _tell_of_amcheck(patrol, found, ctx)
     if not (patrol.enabled or memory.truncated):
         return
     if patrol.state.problem:
@@ -162,6 +185,40 @@ def _tell(patrol: PagePatrol, ctx: Context) -> None:
         ctx.remark(f"damaged on the disk of Postgres, {len(spots)} in all: {', '.join(said)}", mend)
     if cut:
         ctx.remark(f"cut short on the disk of Postgres, {len(memory.truncated)} in all: {', '.join(cut)}", mend)
+
+
+def _tell_of_amcheck(patrol: PagePatrol, found: Survey, ctx: Context) -> None:
+    if not patrol.enabled:
+        ctx.remark(
+            "IMMICH_VITALS_AMCHECK is on without effect: indexes are checked after each reading of all pages",
+            "set IMMICH_VITALS_PAGE_PATROL too",
+        )
+        return
+    if found.amcheck is None:
+        ctx.remark(
+            "IMMICH_VITALS_AMCHECK is on, and Immich's database does not have the extension amcheck",
+            "run CREATE EXTENSION amcheck in that database, as a superuser",
+        )
+    elif not found.may_check:
+        ctx.remark(
+            "IMMICH_VITALS_AMCHECK is on, and our role may not have indexes checked",
+            "run the SQL that `immich-vitals grants` prints, as a superuser",
+        )
+    names = {relation.oid: plain(relation.name) for relation in found.relations}
+    left = [names.get(oid, "one that is gone") for oid in patrol.memory.unchecked]
+    if left:
+        ctx.remark(
+            f"amcheck did not get through {len(left)} indexes, such as {', '.join(left[:NAMED])}: locked, or they need"
+            f" more than {CHECK_SECONDS:.0f} seconds",
+            "check such an index in a quiet hour: SELECT bt_index_check('its name')",
+            optional=True,
+        )
+    bad = [names.get(index.oid, "one that is gone") for index in patrol.memory.bad]
+    if bad:
+        ctx.remark(
+            f"damaged indexes, {len(bad)} in all: {', '.join(bad[:NAMED])}",
+            "follow the runbook of ImmichPostgresCorruption; no REINDEX before a dump that ended well",
+        )
 
 
 def _name(relation: Relation) -> str:

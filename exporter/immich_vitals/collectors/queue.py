@@ -34,8 +34,8 @@ ORPHANED = Metric(
 WORKERS = Metric("queue_workers", "Workers connected to Redis that take jobs from the queue.", ("queue",))
 EVENTS = Metric(
     "queue_events_total",
-    "What happened to jobs since the exporter started, by BullMQ's name of the event: active (begun), completed and"
-    " failed; stalled and progress once they happen."
+    "What happened to jobs since the exporter started, by BullMQ's name of the event: active (begun) and"
+    " completed; failed, stalled and progress once they happen."
     " Immich catches errors of its jobs, so most jobs that fail count as completed.",
     ("queue", "event"),
 )

@@ -11,6 +11,7 @@ from random import Random
 from uuid import UUID
 
 from immich_vitals.collector import Deadline, Unavailable
+from immich_vitals.sources.immich_facts import TEMPLATE_FACTS, read_facts
 from immich_vitals.sources.immich_schema import FILE_COLUMNS, ImmichSchema, quoted, schema_from, schema_queries
 from immich_vitals.sources.media_map import OTHER
 from immich_vitals.sources.postgres import Database, Row
@@ -64,10 +65,14 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Live assets in all, and by the label of what their original's path begins with."""
+    """Live assets in all, and by the label of what their original's path begins with.
+
+    `leftovers` are those that the storage template should have moved out of `upload` by now; None: nobody asked.
+    """
 
     assets: int
     by_prefix: Mapping[str, int]
+    leftovers: int | None = None
 
 
 def windows(share: float, random: Random) -> list[tuple[int, int]]:
@@ -133,18 +138,29 @@ class AssetFiles:
             return None
         return noted if isinstance(noted, str) and noted and "\0" not in noted else None
 
-    def overview(self, prefixes: Mapping[str, str], deadline: Deadline) -> Overview:
-        """Counts all live assets, in one sequential scan. `prefixes` as `MediaMap.prefixes` has them."""
+    def template_on(self, deadline: Deadline) -> bool:
+        """Whether Immich's storage template is switched on. Raises `Unavailable` when our role may not know it."""
+        told = read_facts(self._database, self._name, TEMPLATE_FACTS, deadline).values
+        return told.get("enabled", told.get("once")) == "true"
+
+    def overview(self, prefixes: Mapping[str, str], deadline: Deadline, *, leftovers: bool = False) -> Overview:
+        """Counts all live assets, in one sequential scan. `prefixes` as `MediaMap.prefixes` has them.
+
+        `leftovers`: count these, too, in the same scan; they stay None where this Immich has not the columns for it.
+        """
         cases = "".join(
             f' WHEN starts_with("originalPath", {_text(prefix)}) THEN {_text(label)}'
             for prefix, label in prefixes.items()
         )
         label = f"CASE{cases} ELSE {_text(OTHER)} END" if cases else _text(OTHER)
+        left = _leftover(self._known) if leftovers else None
         query = f"""SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off;
-SELECT {label}, count(*) FROM {self._known.tables["asset"].sql} a WHERE {_LIVE} GROUP BY 1"""
+SELECT {label}, count(*), count(*) FILTER (WHERE {left or "false"})
+FROM {self._known.tables["asset"].sql} a WHERE {_LIVE} GROUP BY 1"""
         (rows,) = self._database.ask(lambda hello: query, deadline)
-        counts = {str(name): count for name, count in rows if isinstance(count, int)}
-        return Overview(sum(counts.values()), counts)
+        counts = {str(name): count for name, count, _ in rows if isinstance(count, int)}
+        found = sum(count for _, _, count in rows if isinstance(count, int))
+        return Overview(sum(counts.values()), counts, found if left else None)
 
     def sample(self, wanted: int, overview: Overview, random: Random, deadline: Deadline) -> list[list[Recorded]]:
         """The files of about `wanted` live assets, one list for each asset; all assets when there are no more.
@@ -250,6 +266,23 @@ WHERE {condition} AND {_LIVE}"""
 
 
 _LIVE = 'a."deletedAt" IS NULL AND NOT a."isOffline"'
+
+
+def _leftover(schema: ImmichSchema) -> str | None:
+    """The condition for an upload of which the storage template has left the original where it came in.
+
+    Immich puts it into `upload/<user id>/` and moves it once its metadata are known, minutes later; hence the day. A
+    motion part is moved with its photo. None where this Immich, or our role, has not what is asked for.
+    """
+    hidden = {"visibility": "a.visibility::text = 'hidden'", "isVisible": 'NOT a."isVisible"'}
+    table = schema.tables["asset"]
+    column = next((name for name in hidden if table.has(name)), None)
+    if column is None or not table.has("createdAt", "ownerId") or table.closed & {column, "createdAt", "ownerId"}:
+        return None
+    return (
+        f"""NOT a."isExternal" AND NOT {hidden[column]} AND a."createdAt" < now() - interval '1 day'"""
+        """ AND strpos(a."originalPath", '/upload/' || a."ownerId" || '/') > 0"""
+    )
 
 
 def windows_query(schema: ImmichSchema, parts: Sequence[tuple[int, int]], most: int) -> str:

@@ -28,8 +28,8 @@ KNOWN_QUEUES: tuple[str, ...] = (
 GONE_QUEUES = frozenset(("objectTagging", "recognizeFaces"))
 # The events of BullMQ that are counted. A job's others (added, waiting, drained, ...) say nothing more of throughput,
 # and would be a hundred series.
-EVENTS_FROM_START = ("active", "completed", "failed")
-COUNTED_EVENTS = frozenset((*EVENTS_FROM_START, "stalled", "progress"))
+EVENTS_FROM_START = ("active", "completed")
+COUNTED_EVENTS = frozenset((*EVENTS_FROM_START, "failed", "stalled", "progress"))
 
 ACTIVE_LOOKED_AT = 50  # per queue, the oldest; Immich runs 1 to 5 jobs per queue unless told otherwise
 TAIL = 4  # of a waiting list: the oldest job, and the marks that BullMQ 4 may have put beside it

@@ -47,7 +47,17 @@ FROM (
     },
     {"metadata": ("key", "value"), "version_history": ("version", "createdAt")},
 )
-ALL_FACTS = (BACKUP_FACTS, VERSION_FACTS)
+# Before 1.106 the settings were rows of their own; a later Immich may still have that table, and does not read it.
+TEMPLATE_FACTS = Facts(
+    "storage_template",
+    {
+        "metadata": """SELECT 'enabled', coalesce(value::text::jsonb #>> '{{storageTemplate,enabled}}', 'false')
+FROM {table} WHERE key = 'system-config'""",
+        "config": "SELECT 'once', value::text FROM {table} WHERE key = 'storageTemplate.enabled'",
+    },
+    {"metadata": ("key", "value"), "config": ("key", "value")},
+)
+ALL_FACTS = (BACKUP_FACTS, VERSION_FACTS, TEMPLATE_FACTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
-"""One pass over all pages after another: where it stands, what it found, and how it goes round damage it knows."""
+"""One pass over all pages after another, and over all indexes where amcheck is wanted: where it stands, what it found,
+and how it goes round damage it knows."""
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from immich_vitals.collector import Clock, CollectorFailure, Deadline, SystemClock, TimedOut
 from immich_vitals.config import PatrolConfig
@@ -17,21 +19,24 @@ from immich_vitals.sources.page_patrol import (
     Survey,
     Unsafe,
     broke,
+    check_index,
     read_pages,
     survey,
     truncated,
 )
-from immich_vitals.sources.postgres import Database
+from immich_vitals.sources.postgres import Answered, Database, Slow
 from immich_vitals.sources.state import State
 
 STEP = 64  # pages in one statement: half a megabyte, milliseconds from a disk
 ANSWER_SECONDS = 10.0  # for one step; a disk that needs longer for half a megabyte has other troubles
+CHECK_SECONDS = 20.0  # for one index; so long a migration of Immich may have to wait for the lock on its table
 ROUND_SECONDS = 300.0  # how often the catalogue is looked at, and the memory written
 RETRY_SECONDS = 30.0
 TRIES = 3  # of a step that a lock, a slow disk or another error prevents; then it is left for the next pass
 MOST_DAMAGED = 1000  # more is a lost disk, which is not read to its end
 
 Key = tuple[int, int]
+Verdict = Literal["again", "leave", "crashed"]
 Stop = Callable[[], bool]
 
 
@@ -51,11 +56,26 @@ class Spot:
         return self.oid, self.filenode
 
 
+@dataclass(frozen=True, slots=True)
+class BadIndex:
+    """An index that amcheck found damaged, in that file of it. One that crashed Postgres is not checked again."""
+
+    oid: int
+    filenode: int
+    crashed: bool = False
+
+    @property
+    def key(self) -> Key:
+        return self.oid, self.filenode
+
+
 @dataclass(slots=True)
 class Memory:
     """What is kept over a restart of the exporter. `oid` and `block` are where the pass goes on; moments are seconds
     since the epoch. `whole` is false when the pass under way had to leave something out; `clean` is when the last one
-    began that read all, indexes too, and left nothing damaged."""
+    began that read all, indexes too, and left nothing damaged. `checking` is true from the end of a pass until the
+    indexes are through that `checked` does not have; `unchecked` are those that the last attempt did not get through;
+    `told` is true once all have been tried."""
 
     place: str = ""
     started: float = 0.0
@@ -68,6 +88,11 @@ class Memory:
     block: int = 0
     damaged: list[Spot] = field(default_factory=list)
     truncated: list[Key] = field(default_factory=list)
+    checking: bool = False
+    told: bool = False
+    checked: list[int] = field(default_factory=list)
+    unchecked: list[int] = field(default_factory=list)
+    bad: list[BadIndex] = field(default_factory=list)
 
     @classmethod
     def of(cls, kept: dict[str, object]) -> "Memory":
@@ -76,10 +101,13 @@ class Memory:
             memory = cls(**kept)  # type: ignore[arg-type]
             memory.damaged = [Spot(**spot) for spot in memory.damaged]  # type: ignore[arg-type]
             memory.truncated = [(oid, filenode) for oid, filenode in memory.truncated]
+            memory.bad = [BadIndex(**index) for index in memory.bad]  # type: ignore[arg-type]
+            memory.checked, memory.unchecked = list(memory.checked), list(memory.unchecked)
         except (TypeError, ValueError):
             return cls()
         numbers = [memory.oid, memory.block, *(number for key in memory.truncated for number in key)]
         numbers += [number for spot in memory.damaged for number in (*spot.key, spot.first, spot.after)]
+        numbers += [*memory.checked, *memory.unchecked, *(number for index in memory.bad for number in index.key)]
         moments = [
             moment for moment in (memory.started, memory.begun, memory.completed, memory.clean) if moment is not None
         ]
@@ -94,8 +122,8 @@ class Memory:
 class PagePatrol:
     """Looks at the catalogue every five minutes, and reads pages in between where that is wanted.
 
-    `failure` is why it cannot at present. `pages` and `found` count since the exporter began; `progress` is how much
-    of the pass under way is done, None when none is.
+    `failure` is why it cannot at present. `pages` and `found` count since the exporter began, and so do `checks` of
+    indexes and the `condemned` among them; `progress` is how much of the pass under way is done, None when none is.
     """
 
     def __init__(
@@ -120,11 +148,14 @@ class PagePatrol:
         self.state = State(folder, "postgres_patrol")
         self.memory = Memory.of(self.state.read())
         self._known_before = bool(self.memory.place)
+        self._told_before = self.memory.told
         self._written = asdict(self.memory)
         self.survey: Survey | None = None
         self.failure: CollectorFailure | None = None
         self.pages = 0
         self.found = 0
+        self.checks = 0
+        self.condemned = 0
         self.progress: float | None = None
 
     @property
@@ -136,6 +167,17 @@ class PagePatrol:
         """Damaged spots known at present; None before a first pass has told anything of this database."""
         told = self.memory.damaged or self.memory.completed is not None or self._known_before
         return len(self.memory.damaged) if told else None
+
+    @property
+    def amcheck(self) -> bool:
+        """Whether indexes are to be checked, be it without effect since no pages are read."""
+        return self._config.amcheck
+
+    @property
+    def bad_indexes(self) -> int | None:
+        """Indexes known at present to be damaged; None before all have been tried once."""
+        told = self.memory.bad or self.memory.told or self._told_before
+        return len(self.memory.bad) if told else None
 
     @property
     def suspects(self) -> int:
@@ -167,6 +209,7 @@ class PagePatrol:
             memory = self.memory
             if memory.place != found.place:
                 self._known_before = self._known_before or bool(memory.place)
+                self._told_before = self._told_before or memory.told or bool(memory.bad)
                 memory = self.memory = Memory(found.place)
                 self._suspects = {}
             # A pass before a restart met pages in the cache of Postgres that are read from the disk only now.
@@ -176,6 +219,7 @@ class PagePatrol:
             there = {relation.key for relation in found.relations}
             memory.damaged = [spot for spot in memory.damaged if spot.key in there]
             memory.truncated = [key for key in memory.truncated if key in there]
+            memory.bad = [index for index in memory.bad if index.key in there]
             short = {(oid, filenode): recorded for oid, filenode, recorded in truncated(found.relations)}
             for key, recorded in short.items():
                 # VACUUM cuts a file before it records so: only what two looks show alike is damage.
@@ -207,14 +251,16 @@ class PagePatrol:
             if found.unsafe:
                 self._reader.close()  # a session keeps the settings it began with
                 return self._retry()
-            if self.memory.under_way or self._begin():
+            if self.memory.under_way or (not self._checking and self._begin()):
                 self._read(found, stop)
+            if self._checking and not self.memory.under_way:
+                self._check_indexes(found, stop)
         except Unsafe:
             return 0.0
         except CollectorFailure as failure:
             self.failure = failure
             return self._retry()
-        return 0.0 if self.memory.under_way else self._until_due()
+        return 0.0 if self.memory.under_way or self._checking else self._until_due()
 
     def _begin(self) -> bool:
         memory, now = self.memory, self._clock.time()
@@ -258,9 +304,10 @@ class PagePatrol:
                 break
             memory.oid, memory.block = relation.oid + 1, 0
         memory.under_way, self.progress = False, None
+        memory.checking = self._config.amcheck and len(memory.damaged) < MOST_DAMAGED
         if memory.whole:
             memory.completed = self._clock.time()
-            damaged = memory.damaged or memory.truncated or self._suspects
+            damaged = memory.damaged or memory.truncated or self._suspects or (self.amcheck and memory.bad)
             if not damaged and all(relation.readable for relation in found.relations):
                 memory.clean = memory.begun
 
@@ -305,24 +352,30 @@ class PagePatrol:
 
     def _broken(self, failure: CollectorFailure, found: Survey, spot: Spot, stop: Stop) -> None:
         """Something other than damage came in between: move on when it was the page that did it, or was tried often."""
-        another = self._reader.crash_of_another
-        now = self._see_again(failure, stop)
-        if now is None or now.place != found.place:
-            return
-        at = (spot.oid, spot.first)
-        times = self._tried[2] + 1 if self._tried[:2] == at else 1
-        self._tried = (*at, times)
-        lost = isinstance(failure, Down) and not another and now.started == found.started
-        blind = now.checkpointer_started is None
-        if broke(failure, found, now, another) or (lost and blind and times > 1):
+        verdict = self._verdict(failure, found, (spot.oid, spot.first), stop)
+        if verdict == "crashed":
             self._remember(spot)
             self.memory.block = spot.after
-        elif times >= TRIES:
+        elif verdict == "leave":
             self.memory.whole = False
             if isinstance(failure, TimedOut):  # most likely a lock: the rest of it would be no better
                 self.memory.oid, self.memory.block = spot.oid + 1, 0
             else:
                 self.memory.block = spot.after
+
+    def _verdict(self, failure: CollectorFailure, found: Survey, at: tuple[int, int], stop: Stop) -> Verdict:
+        """What this failure, of which there may have been more at the same place, says of the place."""
+        another = self._reader.crash_of_another
+        now = self._see_again(failure, stop)
+        if now is None or now.place != found.place:
+            return "again"
+        times = self._tried[2] + 1 if self._tried[:2] == at else 1
+        self._tried = (*at, times)
+        lost = isinstance(failure, Down) and not another and now.started == found.started
+        blind = now.checkpointer_started is None
+        if broke(failure, found, now, another) or (lost and blind and times > 1):
+            return "crashed"
+        return "leave" if times >= TRIES else "again"
 
     def _see_again(self, failure: CollectorFailure, stop: Stop) -> Survey | None:
         """The survey once the server answers again; None when we are to stop first."""
@@ -341,6 +394,66 @@ class PagePatrol:
             damaged.append(spot)
             self.found += 1
             self._write()
+
+    # -- checking
+
+    @property
+    def _checking(self) -> bool:
+        return self._config.amcheck and self.memory.checking
+
+    def _check_indexes(self, found: Survey, stop: Stop) -> None:
+        """Check the indexes that are left, the smallest first, for five minutes or to the end of them."""
+        memory = self.memory
+        until = self._clock.monotonic() + ROUND_SECONDS
+        indexes = [relation for relation in found.relations if relation.checkable] if found.may_check else []
+        for index in sorted(indexes, key=lambda each: (each.pages, each.oid)):
+            if index.oid in memory.checked:
+                continue
+            if stop() or self._clock.monotonic() >= until:
+                return
+            self._check_index(found, index, stop)
+            self._write()
+            self._take(index.pages, stop)
+        memory.told = memory.told or found.may_check
+        memory.checking, memory.checked = False, []
+        memory.unchecked = [index.oid for index in indexes if index.oid in memory.unchecked]
+
+    def _check_index(self, found: Survey, index: Relation, stop: Stop) -> None:
+        memory = self.memory
+        known = next((bad for bad in memory.bad if bad.key == index.key), None)
+        through = True
+        try:
+            if known is None or not known.crashed:
+                check_index(self._reader, found, index, Deadline.after(CHECK_SECONDS, self._clock))
+                memory.bad = [bad for bad in memory.bad if bad is not known]
+                self.checks += 1
+        except Unsafe:
+            raise
+        except Gone:
+            pass
+        except Damaged:
+            self._condemn(BadIndex(*index.key))
+            self.checks += 1
+        except (Slow, Answered):
+            through = False
+        except CollectorFailure as failure:
+            verdict = self._verdict(failure, found, (index.oid, -1), stop)
+            if verdict == "crashed":
+                self._condemn(BadIndex(*index.key, crashed=True))
+            if verdict != "again":
+                self._checked(index, through=verdict == "crashed")
+            raise
+        self._checked(index, through)
+
+    def _checked(self, index: Relation, through: bool) -> None:
+        memory = self.memory
+        memory.checked.append(index.oid)
+        memory.unchecked = [oid for oid in memory.unchecked if oid != index.oid] + ([] if through else [index.oid])
+
+    def _condemn(self, index: BadIndex) -> None:
+        if not any(bad.key == index.key for bad in self.memory.bad):
+            self.memory.bad.append(index)
+            self.condemned += 1
 
     # -- time and memory
 

@@ -7,6 +7,9 @@ verifies each page that comes from the disk. pg_prewarm in its mode `buffer` doe
 What is read so passes through that cache without a ring of its own. Measured with a cache of 32 MB and a cold table of
 54 MB: pages that Immich read every 16 steps in the meantime, ten seconds at 100 pages a second, all stayed in it; of
 those that nobody read for that long, a fifth gave way.
+
+What is whole by its checksum may still be wrong: an index whose entries are not in order, as after an update of the C
+library, finds only some of its rows. The extension amcheck reads an index as a whole and says so.
 """
 
 import re
@@ -22,6 +25,7 @@ from immich_vitals.sources.postgres import Answered, Database, Hello, Queries, R
 
 PATROL_SCHEMA, PATROL_FUNCTION = SWITCHES_SCHEMA, "read_pages"
 PREWARM = "pg_prewarm"
+CHECK_FUNCTION, AMCHECK = "check_index", "amcheck"
 
 # Damage: data or index corrupted, I/O error, a file that is gone.
 _DAMAGE = ("XX001", "XX002", "58030", "58P01")
@@ -30,7 +34,7 @@ _CRASH_OF_ANOTHER = "57P02"
 
 
 class Damaged(CollectorFailure):
-    """Postgres could not read a page."""
+    """Postgres could not read a page, or what is on it is wrong."""
 
     reason = "unavailable"
 
@@ -52,7 +56,8 @@ class Relation:
     """A table, TOAST table or index as the catalogue has it. Sizes are in pages.
 
     `recorded` is the size that VACUUM or ANALYZE last saw, None where it may be from elsewhere; `filenode` changes
-    when all of it is written anew. One that is locked has no sizes.
+    when all of it is written anew. One that is locked has no sizes. `checkable` is a B-tree in use that is
+    not of the catalogue.
     """
 
     oid: int
@@ -63,6 +68,7 @@ class Relation:
     recorded: int | None
     readable: bool
     locked: bool = False
+    checkable: bool = False
 
     @property
     def key(self) -> tuple[int, int]:
@@ -74,7 +80,8 @@ class Survey:
     """What there is to read, in the order of the catalogue's numbers, and in which run of which server.
 
     `place` is another one when the data directory or the database is. Moments are seconds since the epoch, None is
-    unknown. `unreadable` counts tables that our role may not read.
+    unknown. `unreadable` counts tables that our role may not read. `amcheck` is the schema of that extension, None
+    without it, and `may_check` whether our role may have it check an index.
     """
 
     place: str
@@ -84,6 +91,9 @@ class Survey:
     by_function: bool
     prewarm: str | None
     relations: tuple[Relation, ...]
+    amcheck: str | None = None
+    check_by_function: bool = False
+    may_check: bool = False
 
     @property
     def unreadable(self) -> int:
@@ -117,7 +127,7 @@ def survey(database: Database, deadline: Deadline) -> Survey:
 def survey_from(results: Results) -> Survey:
     """The survey in the answers to the two queries below."""
     server, relations = results
-    system, oid, started, checkpointer, unsafe, superuser, by_function, prewarm = server[0]
+    system, oid, started, checkpointer, unsafe, superuser, by_function, prewarm, check_by_function, amcheck = server[0]
     indexes = prewarm is not None and bool(superuser or by_function)
     return Survey(
         place=f"{system}/{oid}",
@@ -127,11 +137,14 @@ def survey_from(results: Results) -> Survey:
         by_function=bool(by_function),
         prewarm=None if prewarm is None else str(prewarm),
         relations=tuple(_relation(row, bool(by_function), indexes) for row in relations),
+        amcheck=None if amcheck is None else str(amcheck),
+        check_by_function=bool(check_by_function),
+        may_check=amcheck is not None and bool(superuser or check_by_function),
     )
 
 
 def _relation(row: Row, by_function: bool, indexes: bool) -> Relation:
-    oid, filenode, schema, name, index, pages, recorded, allowed = row
+    oid, filenode, schema, name, index, pages, recorded, allowed, checkable = row
     return Relation(
         oid=_whole(oid),
         filenode=_whole(filenode),
@@ -141,6 +154,7 @@ def _relation(row: Row, by_function: bool, indexes: bool) -> Relation:
         recorded=None if recorded is None or pages is None else _whole(recorded),
         readable=indexes if index else bool(by_function or allowed),
         locked=pages is None,
+        checkable=bool(checkable),
     )
 
 
@@ -151,8 +165,22 @@ def read_pages(
 
     Raises `Damaged`, `Gone`, `Unsafe`, or what `Database.ask` raises.
     """
+    pages = _read(database, relation, _step(found, relation, first, after), deadline)
+    return max(0, min(after, pages) - first), pages
+
+
+def check_index(database: Database, found: Survey, index: Relation, deadline: Deadline) -> None:
+    """Have amcheck read all of an index, with the lock of a SELECT on it and its table, and see that it is in order.
+
+    Raises what `read_pages` raises.
+    """
+    _read(database, index, _check(found, index), deadline)
+
+
+def _read(database: Database, relation: Relation, queries: str, deadline: Deadline) -> int:
+    """How many pages the relation has, after these queries, the first of which asks for that and for `_UNSAFE`."""
     try:
-        results = database.ask(lambda hello: _step(found, relation, first, after), deadline)
+        results = database.ask(lambda hello: queries, deadline)
     except Answered as answer:
         if answer.sqlstate in _GONE:
             raise Gone(answer.message) from None
@@ -165,7 +193,7 @@ def read_pages(
         raise Unsafe(f"{unsafe} is on")
     if pages is None:
         raise Gone(f"{relation.name} is gone")
-    return max(0, min(after, _whole(pages)) - first), _whole(pages)
+    return _whole(pages)
 
 
 def broke(failure: CollectorFailure, before: Survey, after: Survey, another: bool) -> bool:
@@ -196,18 +224,21 @@ def _survey_queries(hello: Hello) -> str:
     return f"{_SERVER % system}; {_RELATIONS % trusted}"
 
 
+_FUNCTION = f"""(SELECT coalesce(bool_or(has_function_privilege(p.oid, 'execute')
+                                         AND has_schema_privilege(n.oid, 'usage')), false)
+        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname = '{PATROL_SCHEMA}' AND p.proname = '{{}}' AND p.pronargs = {{}})"""
+_EXTENSION = """(SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+        JOIN pg_available_extensions() a ON a.name = e.extname WHERE e.extname = '{}')"""
+
 _SERVER = f"""
 SELECT %s, (SELECT oid FROM pg_database WHERE datname = current_database()),
        extract(epoch FROM pg_postmaster_start_time())::float8,
        (SELECT extract(epoch FROM max(backend_start))::float8 FROM pg_stat_activity
            WHERE backend_type = 'checkpointer'),
        {_UNSAFE}, current_setting('is_superuser') = 'on',
-       (SELECT coalesce(bool_or(has_function_privilege(p.oid, 'execute') AND has_schema_privilege(n.oid, 'usage')),
-                        false)
-        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-        WHERE n.nspname = '{PATROL_SCHEMA}' AND p.proname = '{PATROL_FUNCTION}' AND p.pronargs = 3),
-       (SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-        JOIN pg_available_extensions() a ON a.name = e.extname WHERE e.extname = '{PREWARM}')"""
+       {_FUNCTION.format(PATROL_FUNCTION, 3)}, {_EXTENSION.format(PREWARM)},
+       {_FUNCTION.format(CHECK_FUNCTION, 1)}, {_EXTENSION.format(AMCHECK)}"""
 
 _SEEN_HERE = """coalesce(pg_stat_get_vacuum_count(c.oid) + pg_stat_get_autovacuum_count(c.oid)
             + pg_stat_get_analyze_count(c.oid) + pg_stat_get_autoanalyze_count(c.oid), 0) > 0"""
@@ -220,8 +251,11 @@ SELECT c.oid, pg_relation_filenode(c.oid), n.nspname, c.relname, c.relkind = 'i'
        CASE WHEN l.relation IS NULL THEN {_PAGES.format("c.oid")} END,
        CASE WHEN c.relpersistence = 'p' AND coalesce(a.amname, '') IN ('heap', 'btree', 'gin', 'hash') AND %s
             THEN c.relpages END,
-       c.relkind <> 'i' AND has_column_privilege(c.oid, 'ctid', 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')
+       c.relkind <> 'i' AND has_column_privilege(c.oid, 'ctid', 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'),
+       coalesce(a.amname = 'btree' AND i.indisvalid AND i.indisready, false)
+       AND n.nspname NOT IN ('pg_catalog', 'information_schema')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam
+     LEFT JOIN pg_index i ON i.indexrelid = c.oid
      LEFT JOIN (SELECT DISTINCT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock'
                 AND database IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))) l
      ON l.relation = c.oid
@@ -247,6 +281,15 @@ def _step(found: Survey, relation: Relation, first: int, after: int) -> str:
     else:
         read = f"SELECT count(*) FROM {relation.name} WHERE ctid >= '({first},0)' AND ctid < '({after},0)' AND {guard}"
     return f"{_PLAN}; {look}; {read}"
+
+
+def _check(found: Survey, index: Relation) -> str:
+    check = f"{found.amcheck}.bt_index_check(oid::regclass)"
+    if found.check_by_function:
+        check = f"{PATROL_SCHEMA}.{CHECK_FUNCTION}(oid)"
+    same = f"pg_relation_filenode({index.oid}) = {index.filenode}"
+    look = f"SELECT CASE WHEN {same} THEN {_PAGES.format(index.oid)} END, {_UNSAFE}"
+    return f"{look}; SELECT {check} FROM pg_class WHERE oid = {index.oid} AND {same} AND {_UNSAFE} IS NULL"
 
 
 def truncated(relations: Sequence[Relation]) -> frozenset[tuple[int, int, int]]:

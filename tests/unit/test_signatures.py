@@ -82,7 +82,19 @@ def test_field_lines(name: str) -> None:
         "2024/07/01 18:09:59\tstdout\t",
         "2026-11-20T17:22:51.1Z stderr F ",
         "2026-11-20T17:22:51Z app[abc123] fra [info] ",
+        "2026-11-20 17:22:51.123 | ",
+        "stderr | 2026-11-20 17:22:51 | ",
+        "[2026-11-20 17:22:51] ",
+        "11/20/2026 5:22:51 PM ",
+        "Nov 20, 2026 @ 17:22:51.123 ",
+        "17:22:51 immich_server[2964161]: ",
+        "<30>Nov 20 17:22:51 host immich_server[1234]: ",
+        "2026-11-20T17:22:51+0100 host docker/immich_server[77]: ",
         "[pod/immich-server-6f/immich-server] ",
+        "immich-server-6f5d server ",
+        "immich-server-6f5d \u203a server ",
+        "immich_server.1.x8s0q@node1    | ",
+        "> ",
         "\x1b[31m",
         "[31m",
         "",
@@ -91,9 +103,36 @@ def test_field_lines(name: str) -> None:
 def test_prefixes(prefix: str) -> None:
     """What compose, journald, syslog or a shipper put before a line changes nothing: the same error twice is one."""
     line = "Error: ENOENT: no such file or directory, access '/data/thumbs/a/b_thumbnail.webp'"
-    frame = "    at async access (node:internal/fs/promises:607:10)"
-    lines = f"{prefix}{line}\n{prefix}{frame}\n{prefix}{line}"
-    assert read("server", lines) == ["file_missing", "-", "-"]
+    quiet = [
+        "[Nest] 7  - 11/20/2026, 5:22:51 PM   DEBUG [Api:X~a1b2c3d4] Error: EACCES: permission denied, access",
+        "    at async ENOSPC.access (node:internal/fs/promises:607:10)",
+        "  code: 'EACCES',",
+    ]
+    lines = "\n".join(prefix + one for one in (line, *quiet, line))
+    assert read("server", lines) == ["file_missing", "-", "-", "-", "-"]
+    late = "[11/20/26 17:43:15] CRITICAL WORKER TIMEOUT (pid:2418)"
+    box = "                             \u2502 OSError: [Errno 28] No space left on device \u2502"
+    assert read("machine_learning", f"{prefix}{box}\n{prefix}{late}") == ["-", "ml_worker_crash"]
+
+
+def test_level_log() -> None:
+    """What the server logs without a warning is no trouble, whatever words a file's name brings in."""
+    head = "[Nest] 7  - 11/20/2026, 5:22:51 PM "
+    tidy = "LOG [Microservices:MediaService] Successfully encoded /data/Permission denied/No space left on device.mp4"
+    away = "LOG [Api:MachineLearningRepository] Machine learning server became unhealthy (http://immich-ml:3003)."
+    assert read("server", f"{head}    {tidy}\n{head}    {away}") == ["-", "ml_unreachable"]
+
+
+def test_message_below_a_stack() -> None:
+    """A stack may stand where the name of the class should be; the message comes after its last frame."""
+    error = 'QueryFailedError: could not write to file "base/pgsql_tmp/pgsql_tmp384.2": No space left on device'
+    head = f"[Nest] 7  - 11/20/2026, 5:22:51 PM   ERROR [{error}"
+    frames = ["    at async DataSource.query (/usr/src/app/node_modules/typeorm/DataSource.js:350:20)"]
+    last = f"    at async AssetService.get (/usr/src/app/dist/asset.service.js:180:24)] {error}"
+    assert read("server", last) == ["no_space"]
+    assert read("server", "\n".join([head, *frames, last])) == ["no_space", "-", "-"]
+    check = "    at async X.y (/usr/src/app/dist/x.js:180:24)] Unable to run version check: Error: connect ETIMEDOUT"
+    assert read("server", check) == ["-"]
 
 
 def test_json_lines() -> None:

@@ -626,7 +626,7 @@ def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_named_and_not_there(tmp_path: Path) -> None:
     """A path that nothing is at is told: it is a typing error, or not mounted here, or no backup was ever made."""
-    put(tmp_path / "copies.tar", 60)
+    put(tmp_path / "copies.tar")
     there, nowhere = (f"{tmp_path}/copies.tar",), (f"{tmp_path}/no/*.tar",)
     for database, media, setting in ((there, nowhere, "MEDIA_BACKUPS"), (nowhere, there, "DATABASE_BACKUPS")):
         values(collector(database=database, media=media), ctx := context())

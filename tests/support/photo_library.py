@@ -4,6 +4,7 @@ import random
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from support.immich_database import schema
 
@@ -107,6 +108,21 @@ class PhotoLibrary:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"photo")
         return files
+
+    def uploaded(self, *, days: float = 2, state: str = "", **more: Any) -> dict[str, Path]:
+        """One asset that the user uploaded so many days ago, as Immich notes it. `state` and the rest as in `asset`."""
+        noted = f'"ownerId" = $t${USER}$t$, "createdAt" = now() - interval \'{days} days\''
+        return self.asset(state=f"{noted}, {state}" if state else noted, **more)
+
+    def storage_template(self, *, on: bool) -> None:
+        """Somebody switches the storage template on or off."""
+        value = "true" if on else "false"
+        if tuple(map(int, self.version.split("."))) < (1, 106):
+            row = f"INSERT INTO system_config (key, value) VALUES ('storageTemplate.enabled', '{value}');"
+        else:
+            told = f'{{"storageTemplate": {{"enabled": {value}}}, "oauth": {{"clientSecret": "hidden"}}}}'
+            row = f"INSERT INTO system_metadata (key, value) VALUES ('system-config', $t${told}$t$);"
+        self.statements.append(row)
 
     def people(self) -> dict[str, Path]:
         """A person's face and a user's own picture."""

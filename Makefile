@@ -33,6 +33,7 @@ docs: .venv/ready
 	.venv/bin/immich-vitals metrics > docs/metrics.md
 	.venv/bin/immich-vitals config > docs/configuration.md
 	@.venv/bin/python scripts/alerts
+	@.venv/bin/python scripts/coverage
 
 golden: .venv/ready
 	.venv/bin/pytest --update-golden tests/collectors

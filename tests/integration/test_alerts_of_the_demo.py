@@ -82,7 +82,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, list
     with ExitStack() as ends:
         lanes = [Lane(ends, ordered[number::LANES]) for number in range(LANES)]
         webhook = ends.enter_context(Webhook())
-        config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="2s")
+        config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="4s")
         server = ends.enter_context(Alertmanager(folder / "alertmanager", config))
         targets = [lane.instance for lane in lanes]
         prometheus = ends.enter_context(Prometheus(folder / "prometheus", rules, targets, server.address))

@@ -279,8 +279,10 @@ def _leftover(schema: ImmichSchema) -> str | None:
     column = next((name for name in hidden if table.has(name)), None)
     if column is None or not table.has("createdAt", "ownerId") or table.closed & {column, "createdAt", "ownerId"}:
         return None
+    # In this order: the first is cheap, and rules out most.
     return (
-        f"""NOT a."isExternal" AND NOT {hidden[column]} AND a."createdAt" < now() - interval '1 day'"""
+        f"""strpos(a."originalPath", '/upload/') > 0 AND NOT a."isExternal" AND NOT {hidden[column]}"""
+        """ AND a."createdAt" < now() - interval '1 day'"""
         """ AND strpos(a."originalPath", '/upload/' || a."ownerId" || '/') > 0"""
     )
 

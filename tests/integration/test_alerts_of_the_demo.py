@@ -1,6 +1,6 @@
 """End to end: each fault of the demo, a real Prometheus and Alertmanager, and the one notification that names it.
 
-Four small worlds are watched at once by one Prometheus, each with its share of the faults, since most of the time is
+Several small worlds are watched at once by one Prometheus, each with its share of the faults, since most of the time is
 waiting. The rules are the shipped ones with shorter durations.
 """
 
@@ -19,7 +19,7 @@ from support.exporter import Exporter
 from support.inhibition import EXAMPLE
 from support.prometheus import SYMPTOMS, Prometheus, hurried_rules
 
-LANES = 4
+LANES = 6
 LATCHED = ("damaged-page", "database-empty")
 """Their alerts stay for a while after the mend, so they come last."""
 PATIENCE = 90.0

@@ -18,7 +18,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from immich_vitals.flight import Flight
 from immich_vitals.settings import BY_KEY, BY_NAME, COMPONENTS, FOLDERS, OWN, SETTINGS, SSL_MODES, Setting
+
+PATH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -655,7 +658,7 @@ def _paths(values: _Values) -> tuple[WatchedPath, ...]:
     media = values.path(OWN + "MEDIA_PATH")
     if media is None:
         named = [path for path in (values.path("IMMICH_MEDIA_LOCATION"), values.path("UPLOAD_LOCATION")) if path]
-        media = next((path for path in named if path.exists()), named[0] if named else None)
+        media = next((path for path in named if _is_there(path)), named[0] if named else None)
     found: dict[str, Path] = {} if media is None else {"media": media}
     for folder in FOLDERS:
         own = values.path(f"{OWN}{folder.upper()}_PATH")
@@ -666,7 +669,7 @@ def _paths(values: _Values) -> tuple[WatchedPath, ...]:
     database = values.path(OWN + "DATABASE_PATH")
     if database is None:
         host_path = values.path("DB_DATA_LOCATION")
-        database = host_path if host_path and host_path.is_absolute() and host_path.exists() else None
+        database = host_path if host_path and host_path.is_absolute() and _is_there(host_path) else None
     others = {
         "database": database,
         "docker": values.path(OWN + "DOCKER_PATH"),
@@ -677,6 +680,15 @@ def _paths(values: _Values) -> tuple[WatchedPath, ...]:
     watched = [WatchedPath(role, path) for role, path in found.items()]
     watched.extend(WatchedPath("external", Path(path)) for path in values.listed(OWN + "EXTERNAL_PATHS"))
     return tuple(watched)
+
+
+def _is_there(path: Path) -> bool:
+    """What does not answer, as on a dead file server, is there, and so is what we may not look at: the collectors say
+    more. The exporter must start without it."""
+    try:
+        return Flight[bool]("path").join_or_start(path.exists).result(PATH_SECONDS)
+    except (TimeoutError, OSError):
+        return True
 
 
 def _path_map(values: _Values) -> dict[str, Path]:

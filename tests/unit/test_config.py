@@ -1,10 +1,12 @@
 import base64
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from immich_vitals import config as config_module
 from immich_vitals.config import Config, ConfigError, Mistake, load
 
 
@@ -245,6 +247,23 @@ def test_media_folder(tmp_path: Path) -> None:
     assert paths(load({**environ, "UPLOAD_LOCATION": "/nowhere"}))["media"] == Path("/data-of-the-container")
     own = paths(load({**environ, "IMMICH_VITALS_MEDIA_PATH": "/m", "IMMICH_VITALS_THUMBS_PATH": "/ssd/thumbs"}))
     assert (own["media"], own["thumbs"], own["upload"]) == (Path("/m"), Path("/ssd/thumbs"), Path("/m/upload"))
+
+
+def test_folder_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not answer, or that we may not look at, holds up no start: it is taken as named, and the
+    collectors say what is wrong with it."""
+    answers = threading.Event()
+
+    def look(path: Path) -> bool:
+        if path.name == "dead":
+            answers.wait(10)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", look)
+    monkeypatch.setattr(config_module, "PATH_SECONDS", 0.05)
+    found = paths(load({"IMMICH_MEDIA_LOCATION": "/mnt/dead", "DB_DATA_LOCATION": "/root/immich/postgres"}))
+    assert (found["media"], found["database"]) == (Path("/mnt/dead"), Path("/root/immich/postgres"))
+    answers.set()
 
 
 def paths(config: Config) -> dict[str, Path]:

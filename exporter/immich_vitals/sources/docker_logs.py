@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 LOOK_SECONDS = 1.0  # for one container that hangs, in a look at all
-LIST_SECONDS = 5.0  # from one look at which containers there are to the next
+LIST_SECONDS = 15.0  # from one look at which containers there are to the next
 QUIET_SECONDS = 600.0
 AGAIN_SECONDS, AGAIN_LONGEST = 1.0, 60.0
 MOST_STREAMS = 20

@@ -1,6 +1,7 @@
 """The command `immich-vitals`."""
 
 import argparse
+import ctypes
 import os
 import re
 import socket
@@ -24,6 +25,7 @@ from immich_vitals.vitals import vital_signs
 
 CHECK_SECONDS = 120.0
 
+M_ARENA_MAX = -8  # of malloc.h
 OK, FAILED, WRONG_USE = 0, 1, 2
 
 
@@ -118,12 +120,19 @@ def _serve(options: argparse.Namespace) -> int:
     from immich_vitals.server import serve
 
     settings = _load(options)
+    _few_arenas()
     serve(settings, build(settings))
     # Not by the interpreter's own end, which kills the threads left behind as they come back from a call, and aborts
     # the whole process, with exit code 134, when that call is one into Rust (bcrypt).
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(OK)
+
+
+def _few_arenas() -> None:
+    """Keep the C library from giving each of our short-lived threads a heap of its own, which it hardly gives back."""
+    with suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def _scrape(options: argparse.Namespace) -> int:

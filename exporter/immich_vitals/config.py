@@ -243,7 +243,7 @@ def load(
         ),
         paths=_paths(values),
         path_map=_path_map(values),
-        state=values.path(OWN + "STATE_PATH"),
+        state=_state(values),
         log=LogConfig(
             files=values.mapping(OWN + "LOG_FILES", COMPONENTS),
             units=values.mapping(OWN + "LOG_UNITS", COMPONENTS),
@@ -689,6 +689,23 @@ def _is_there(path: Path) -> bool:
         return Flight[bool]("path").join_or_start(path.exists).result(PATH_SECONDS)
     except (TimeoutError, OSError):
         return True
+
+
+def _state(values: _Values) -> Path | None:
+    """A folder that hangs would hold up the start, since what is kept in it is read then."""
+    name = OWN + "STATE_PATH"
+    path = values.path(name)
+    if path is None:
+        return None
+    try:
+        Flight[bool]("path").join_or_start(path.exists).result(PATH_SECONDS)
+    except TimeoutError:
+        values.mistake(
+            name, f"{str(path)!r} does not answer", "see whether its disk is there, or name a folder on another"
+        )
+    except OSError:
+        pass  # the collectors say so, each for itself
+    return path
 
 
 def _path_map(values: _Values) -> dict[str, Path]:

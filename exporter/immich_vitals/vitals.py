@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from immich_vitals.metrics import Sample
 
@@ -36,7 +37,7 @@ class Readings:
 
 
 def vital_signs(samples: Iterable[Sample]) -> list[VitalSign]:
-    """Container health, headroom of disk and memory, queues, Postgres, Redis and thumbnail coverage."""
+    """Container health, headroom of disk and memory, queues, Postgres, Redis, thumbnails, files, probes and backup."""
     readings = Readings(samples)
     signs = []
     for name, say in _SIGNS.items():
@@ -136,6 +137,47 @@ def _thumbnails(readings: Readings) -> str | None:
     return f"{covered:g} % of {required:.0f} assets have one, {pending:.0f} pending"
 
 
+def _files(readings: Readings) -> str | None:
+    """Of the last random sample; what lies outside of what we see counts as not looked at."""
+    looked = {
+        result: sum(value for _, value in readings.of("file_sampled", result=result))
+        for result in ("ok", "missing", "empty")
+    }
+    total = sum(looked.values())
+    if not total:
+        return None
+    lost = looked["missing"] + looked["empty"]
+    return (
+        f"{lost:.0f} of {total:.0f} looked at are missing or empty"
+        if lost
+        else f"all of {total:.0f} looked at are there"
+    )
+
+
+def _access(readings: Readings) -> str | None:
+    probes = [
+        (labels, value) for labels, value in readings.of("probe_success") if labels["probe"] != "machine_learning"
+    ]
+    if not probes:
+        return None
+    failing = [f"{labels['probe']} ({labels['route']})" for labels, value in probes if not value]
+    if failing:
+        return f"fails: {', '.join(failing)}"
+    routes = dict.fromkeys(
+        {"direct": "beside the proxy", "external": "through it"}[labels["route"]] for labels, _ in probes
+    )
+    return f"well {' and '.join(routes)}"
+
+
+def _backup(readings: Readings) -> str | None:
+    newest = readings.one("backup_newest_timestamp_seconds", kind="database")
+    if newest is None:
+        return None
+    text = f"last dump of the database {datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
+    intact = readings.one("backup_intact", kind="database")
+    return text if intact is None else text + (", whole" if intact else ", NOT whole")
+
+
 _SIGNS: dict[str, Callable[[Readings], str | None]] = {
     "Containers": _containers,
     "Disk": _disk,
@@ -144,4 +186,7 @@ _SIGNS: dict[str, Callable[[Readings], str | None]] = {
     "Redis": _redis,
     "Jobs": _jobs,
     "Thumbnails": _thumbnails,
+    "Files": _files,
+    "Access": _access,
+    "Backup": _backup,
 }

@@ -1,3 +1,5 @@
+from datetime import datetime
+
 from immich_vitals.collector import Unavailable
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.page import render
@@ -5,6 +7,10 @@ from immich_vitals.runner import Runner
 from immich_vitals.vitals import vital_signs
 from support.fakes import FakeCollector
 
+SAMPLED = Metric("file_sampled", "x", ("kind", "result"))
+PROBED = Metric("probe_success", "x", ("probe", "route"))
+NEWEST = Metric("backup_newest_timestamp_seconds", "x", ("kind",))
+INTACT = Metric("backup_intact", "x", ("kind",))
 REQUIRED = Metric("library_required", "x", ("stage",))
 PENDING = Metric("library_pending", "x", ("stage",))
 FOUND = Metric("container_found", "x", ("component",))
@@ -75,3 +81,25 @@ def test_the_page_escapes_what_it_shows() -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;. To mend it: &lt;b&gt;." in page
     assert "No answer from: fake." in page
     assert "Set REDIS_HOSTNAME &amp; more." in page
+
+
+def test_files_access_and_backup() -> None:
+    """What is lost, what fails by which route, and how old and whole the last dump is."""
+    found = said(
+        [
+            SAMPLED.sample(97, kind="original", result="ok"),
+            SAMPLED.sample(2, kind="original", result="missing"),
+            SAMPLED.sample(1, kind="preview", result="empty"),
+            SAMPLED.sample(50, kind="preview", result="unmapped"),
+            PROBED.sample(1, probe="ping", route="direct"),
+            PROBED.sample(0, probe="websocket", route="external"),
+            PROBED.sample(0, probe="machine_learning", route="direct"),
+            NEWEST.sample(datetime(2026, 11, 21, 2, 0).timestamp(), kind="database"),
+            INTACT.sample(0, kind="database"),
+        ]
+    )
+    assert found["Files"] == "3 of 100 looked at are missing or empty"
+    assert found["Access"] == "fails: websocket (external)"
+    assert found["Backup"] == "last dump of the database 2026-11-21 02:00, NOT whole"
+    well = said([SAMPLED.sample(5, kind="original", result="ok"), PROBED.sample(1, probe="ping", route="external")])
+    assert (well["Files"], well["Access"]) == ("all of 5 looked at are there", "well through it")

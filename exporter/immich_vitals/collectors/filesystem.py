@@ -24,7 +24,12 @@ FOUND = Metric(
     "1 when the path exists for the exporter; no sample when it does not answer or we may not look.",
     _LABELS,
 )
-SIZE = Metric("filesystem_size_bytes", "Size of the file system that holds the path.", _LABELS)
+SIZE = Metric(
+    "filesystem_size_bytes",
+    "Size of the file system that holds the path. This and what follows of room and files is said once for the media"
+    " folder and those of Immich's folders that lie on the same one.",
+    _LABELS,
+)
 AVAIL = Metric("filesystem_avail_bytes", "Room on it for a program without privileges.", _LABELS)
 FILES = Metric(
     "filesystem_files", "Files it can hold; no sample for file systems without such a limit, as btrfs.", _LABELS
@@ -92,12 +97,17 @@ class FilesystemCollector(Collector):
 
 
 def filesystem_samples(paths: Iterable[PathFacts]) -> Iterator[Sample]:
-    """The samples of all paths."""
+    """The samples of all paths. The room of a folder of Immich that lies on the media folder's own file system is that
+    one's, and said once."""
+    paths = list(paths)
+    media = {
+        facts.mount.device for facts in paths if facts.watched.role == "media" and facts.mount and facts.look.space
+    }
     for facts in paths:
         look, labels = facts.look, {"role": facts.watched.role, "path": _shown(facts.watched.path)}
         yield RESPONDING.sample(look.responding, **labels)
         yield from FOUND.known(look.found, **labels)
-        if look.space:
+        if look.space and not (facts.watched.role in FOLDERS and facts.mount and facts.mount.device in media):
             yield SIZE.sample(look.space.size, **labels)
             yield AVAIL.sample(look.space.avail, **labels)
             yield from FILES.known(look.space.files, **labels)

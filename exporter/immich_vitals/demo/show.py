@@ -28,6 +28,7 @@ from immich_vitals.vitals import Readings, vital_signs
 PORT = 12283
 START_SECONDS = 60.0
 SHOW_SECONDS = 60.0
+PROBED_SECONDS = 10.0  # no scrape waits for the probes; the first vital signs do
 FEED_SECONDS = 5.0
 
 OK, FAILED, WRONG_USE = 0, 1, 2
@@ -48,6 +49,7 @@ def run(fault: str | None = None, listen: str | None = None, *, once: bool = Fal
             world = ends.enter_context(World(FEED_SECONDS))
             exporter = ends.enter_context(Exporter(world, listen or _usual_address()))
             exporter.wait_until_ready()
+            _within(PROBED_SECONDS, lambda: bool(Readings(exporter.metrics()).of("probe_success")))
             _greet(world, exporter, once)
             _print_vital_signs(exporter.metrics())
             if fault and not _break(world, exporter, fault, ends):

@@ -120,7 +120,7 @@ def test_missing_paths(tmp_path: Path, context: Context) -> None:
     exists = {role: found["filesystem_found", role, str(path)] for role, path in paths.items()}
     assert exists == {"media": 1, "upload": 1, "backups": 0, "database": 0, "external": 0, "tmp": 0}
     assert all(value == 1 for key, value in found.items() if key[0] == "filesystem_responding")
-    assert ("filesystem_size_bytes", "upload", str(paths["upload"])) in found
+    assert ("filesystem_size_bytes", "media", str(paths["media"])) in found
     assert ("filesystem_size_bytes", "database", str(paths["database"])) not in found
     (remark,) = context.remarks
     assert remark.message.startswith(f"not found: {paths['database']} (database), {paths['external']} (external)")

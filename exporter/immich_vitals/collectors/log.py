@@ -125,7 +125,7 @@ class LogCollector(Collector):
             for source, flight in zip(self._sources, self._flights, strict=True)
         ]
         while not ended():
-            for run in wait(runs, timeout=0.5, return_when=FIRST_COMPLETED).done:
+            for run in wait(runs, timeout=1.0, return_when=FIRST_COMPLETED).done:
                 run.result()
             if self._is_due():
                 self._save()

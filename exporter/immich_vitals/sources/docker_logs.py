@@ -45,7 +45,7 @@ LARGEST_FRAME = 256 * 1024
 LIVE = 5_000_000_000
 FAR_BACK = 1_000_000_000
 STALL_SECONDS = 10.0
-TICK_SECONDS = 0.25
+TICK_SECONDS = 1.0
 KIND = "docker"
 
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")

@@ -152,7 +152,7 @@ class _Log:
                     self._close()
                 until = time.monotonic() + self._look_seconds
                 while not stop() and (left := until - time.monotonic()) > 0:
-                    time.sleep(min(left, 0.25))
+                    time.sleep(min(left, 0.5))
         finally:
             self._close()
 
@@ -284,7 +284,7 @@ class FileLogs:
         """Follow until `stop()`."""
         while not stop():
             runs = [flight.join_or_start(partial(log.run, stop)) for log, _, flight in self._flights]
-            for run in wait(runs, timeout=0.25, return_when=FIRST_COMPLETED).done:
+            for run in wait(runs, timeout=1.0, return_when=FIRST_COMPLETED).done:
                 run.result()
 
     def followed(self) -> Sequence[Followed]:

@@ -1,4 +1,4 @@
-"""docs/coverage.md: every item of the guide has its metric, alert, runbook and test, and says so without an empty cell."""
+"""docs/coverage.md: every item of the guide with its metric, alert, runbook and test, and no empty cell."""
 
 import shutil
 import subprocess

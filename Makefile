@@ -2,7 +2,6 @@
 .PHONY: help demo test lint bench docs golden clean
 
 FAULT ?=
-ARGS ?=
 
 help:
 	@echo "make demo [FAULT=name]   run the exporter beside an embedded Postgres, Redis and media folder"
@@ -18,8 +17,16 @@ help:
 demo: .venv/ready
 	@.venv/bin/immich-vitals demo $(if $(FAULT),--fault $(FAULT)) $(ARGS)
 
+# These watch how fast real servers answer: nothing hard-working beside them.
+ALONE = $(addprefix tests/integration/,test_reliability.py test_alerts_of_containers.py test_alerts_of_the_demo.py)
+
 test: .venv/ready
-	@.venv/bin/pytest $(or $(ARGS),-n 2 --dist loadfile)
+ifdef ARGS
+	@.venv/bin/pytest $(ARGS)
+else
+	@.venv/bin/pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	@.venv/bin/pytest $(ALONE)
+endif
 
 lint: .venv/ready
 	.venv/bin/ruff check .

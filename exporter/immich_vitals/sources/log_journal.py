@@ -165,8 +165,10 @@ class _Unit:
         came = False
         if not self._cursor and self._since is None:
             self._since = time.time()
+        ready = select.poll()  # select() takes no descriptor above 1023
+        ready.register(output, select.POLLIN)
         while not stop():
-            if not select.select([output], [], [], STOP_SECONDS)[0]:
+            if not ready.poll(STOP_SECONDS * 1000):
                 continue
             used = time.thread_time()
             piece = output.read1(PIECE)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import logging
 import platform
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
@@ -96,28 +96,38 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One flight of one collector, with the moment at which it is called late."""
+    """One flight of one collector, with the moment at which it is called late, and the one at which the scrape that
+    started it stops waiting."""
 
     collector: "_Watched"
     future: Future[Outcome]
     began: float
     late_at: float
+    left_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Scrape:
     """A scrape under way: wait as `pending` says until it says nothing, then hand it to `Runner.finish`."""
 
-    runs: tuple[_Run, ...]
+    runs: list[_Run]
     deadline: Deadline
     allowed: float
+    began: float
+    launch: Callable[["_Watched", Deadline], _Run]
 
     def pending(self) -> tuple[list[Future[Outcome]], float]:
         """The runs worth waiting for, and for how many seconds before asking again; no runs: stop waiting.
 
-        A run that is late already, such as one that an earlier scrape left hanging, is not waited for.
+        A run that is late already, such as one that an earlier scrape left hanging, is not waited for. One that an
+        earlier scrape left behind and that has failed since says nothing of now: it is run again.
         """
         now = self.deadline.clock.monotonic()
+        if now < self.deadline.at:
+            self.runs = [
+                self.launch(run.collector, self.deadline) if run.left_at <= self.began and _failed(run.future) else run
+                for run in self.runs
+            ]
         runs = [run for run in self.runs if not run.future.done() and run.late_at > now]
         if not runs or now >= self.deadline.at:
             return [], 0.0
@@ -127,6 +137,10 @@ class Scrape:
         """The collectors whose runs these are."""
         wanted = set(futures)
         return {run.collector.collector.name for run in self.runs if run.future in wanted}
+
+
+def _failed(future: Future[Outcome]) -> bool:
+    return future.done() and not future.result().ok
 
 
 class _Watched:
@@ -182,13 +196,14 @@ class Runner:
 
         With `everything` also of those on a timer that no scrape waits for: for a person who asks once.
         """
+        began = self._clock.monotonic()
         deadline = Deadline.after(allowed, self._clock)
         runs = [
             self._launch(watched, deadline)
             for watched in self._watched
             if everything or not watched.on_timer or watched.awaited
         ]
-        return Scrape(tuple(runs), deadline, allowed)
+        return Scrape(runs, deadline, allowed, began, self._launch)
 
     def finish(self, scrape: Scrape) -> list[Sample]:
         """The samples of a scrape: of the runs that have ended, and of the timers' last results."""
@@ -324,7 +339,8 @@ class Runner:
             future = watched.flight.join_or_start(lambda: self._run(watched, context))
             run = watched.current
             if run is None or run.future is not future:
-                run = _Run(watched, future, now, at + GRACE)
+                late_at = at + GRACE
+                run = _Run(watched, future, now, late_at, min(late_at, scrape.at) if scrape else late_at)
                 watched.current = run
         return run
 

@@ -1,6 +1,7 @@
 import logging
 import threading
 from collections.abc import Iterable
+from concurrent.futures import wait as wait_for
 
 import pytest
 
@@ -136,6 +137,30 @@ def test_a_scrape_in_a_hurry_spoils_nothing() -> None:
     found = values(runner.finish(patient))
     assert found["fake_value"] == 1
     assert found["collector_failures_total,collector=fake,reason=timeout"] == 0
+
+
+def test_a_failure_that_began_before_is_not_this_scrapes() -> None:
+    """A scrape that joins a run which an earlier one left behind, and sees it fail, asks anew in the time it has."""
+    gate = Gate()
+
+    def answer(ctx: Context) -> Iterable[Sample]:
+        if collector.runs > 1:
+            return [VALUE.sample(5)]
+        gate(ctx)
+        raise Unavailable("it was broken then")
+
+    collector = FakeCollector(answer)
+    runner = Runner([collector])
+    assert values(runner.scrape(0.01))["collector_success,collector=fake"] == 0
+    joined = runner.begin(10)
+    gate.open()
+    while pending := joined.pending()[0]:
+        wait_for(pending)
+    found = values(runner.finish(joined))
+    assert found["fake_value"] == 5
+    assert found["collector_success,collector=fake"] == 1
+    assert found["collector_failures_total,collector=fake,reason=unavailable"] == 1
+    assert collector.runs == 2
 
 
 def test_a_late_result_is_not_served() -> None:

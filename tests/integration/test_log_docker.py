@@ -98,7 +98,7 @@ class Follower:
 @pytest.fixture
 def follower(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Follower]]:
     """Makes followers, and ends those that are left."""
-    for name, seconds in (("TICK", 0.02), ("AGAIN", 0.1), ("STALL", 0.5)):
+    for name, seconds in (("AGAIN", 0.1), ("STALL", 0.5)):
         monkeypatch.setattr(docker_logs, f"{name}_SECONDS", seconds)
     made: list[Follower] = []
 

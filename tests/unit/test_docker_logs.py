@@ -291,7 +291,7 @@ def test_an_engine_that_cannot_read_on(how: str) -> None:
 def test_a_quiet_log_is_no_fault() -> None:
     """An engine whose newest line is the one that is known is asked again after a while, and nothing is said."""
     newest = Told(frame(NOON - 90 * SECOND, b"known\n"), b"")
-    engine = Engine(Told(frame(NOON - 90 * SECOND, b"known\n"), None, None), newest)
+    engine = Engine(Told(frame(NOON - 90 * SECOND, b"known\n"), None, None, None), newest, newest)
     taken = Taken()
     stream = stream_of(engine, taken, Mark(NOON - 90 * SECOND, 1, NOON - 90 * SECOND))
     assert stream._attempt(lambda: False)

@@ -81,6 +81,7 @@ FIRST_WHOLE_SECONDS = 300.0
 AGAIN_SECONDS = 600.0
 COUNT_AGAIN_SECONDS = 3600.0
 TICK_SECONDS = 60.0
+NAP_SECONDS = 10.0
 # So many files an asset has at most, nearly always; and this long a sample may take at the configured pace.
 FILES_OF_AN_ASSET = 4
 LONGEST_SAMPLE_SECONDS = 400.0
@@ -211,7 +212,7 @@ class FileCollector(Collector):
                     self._audit_step(stop)
                 else:
                     self._audited.close()
-                    self._nap(stop)
+                    self._nap()
         except Stopped:
             pass
         finally:
@@ -319,10 +320,8 @@ class FileCollector(Collector):
             return  # what was begun of the batch is done again
         self._keep()
 
-    def _nap(self, stop: Callable[[], bool], seconds: float = 10.0) -> None:
-        while seconds > 0 and not stop():
-            self._pause(min(seconds, 0.5))
-            seconds -= 0.5
+    def _nap(self) -> None:
+        self._pause(NAP_SECONDS)  # at once: nobody waits for the end of what sleeps here
 
     # -- whether to look at all
 

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +69,7 @@ class LogCollector(Collector):
         self._shown = 0
         self._follows = False
         self._closed = threading.Event()
+        self._woken = threading.Event()  # there is something to save, or a source has ended
 
     @classmethod
     def from_config(cls, config: Config) -> Self | None:
@@ -103,6 +104,8 @@ class LogCollector(Collector):
                 source.look(ctx.deadline)
         followed = [each for source in self._sources for each in source.followed()]
         self._shown = self._counts.changes
+        if self._is_due():
+            self._woken.set()
         samples = tuple(log_samples(self._counts.facts(), followed))
         failures = [source.failure for source in self._sources if source.failure is not None]
         if failures and not any(each.up for each in followed):
@@ -124,9 +127,14 @@ class LogCollector(Collector):
             flight.join_or_start(partial(source.run, ended))
             for source, flight in zip(self._sources, self._flights, strict=True)
         ]
+        for run in runs:
+            run.add_done_callback(lambda _: self._woken.set())
         while not ended():
-            for run in wait(runs, timeout=1.0, return_when=FIRST_COMPLETED).done:
-                run.result()
+            self._woken.wait(SAVE_SECONDS)
+            self._woken.clear()
+            for run in runs:
+                if run.done():
+                    run.result()
             if self._is_due():
                 self._save()
         wait(runs, timeout=END_SECONDS)
@@ -134,6 +142,7 @@ class LogCollector(Collector):
 
     def close(self) -> None:
         self._closed.set()
+        self._woken.set()
         if self._follows:
             start_thread(self._save, "log-save").join(END_SECONDS)  # the disk may hang
         for source in self._sources:

@@ -47,11 +47,11 @@ Params = Mapping[str, str]
 
 class _PatientReader(io.RawIOBase):
     """Reads a socket until a moment: the time-out of a socket is for each of its reads, and an answer whose head
-    drips has many."""
+    drips has many. After a time-out it can be read on, unlike what `makefile` gives."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._inner = sock.makefile("rb", buffering=0)
+        self._held = sock.makefile("rb", buffering=0)  # http.client closes the socket, and this keeps it open
         self.allow(sock.gettimeout() or 0.0)
 
     def allow(self, seconds: float) -> None:
@@ -66,7 +66,7 @@ class _PatientReader(io.RawIOBase):
         if left <= 0:
             raise TimeoutError("no time left")
         self._sock.settimeout(left)
-        return self._inner.readinto(buffer)
+        return self._sock.recv_into(buffer)
 
     def cut(self) -> None:
         """End the read that is under way, and all after it."""
@@ -74,7 +74,7 @@ class _PatientReader(io.RawIOBase):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._inner.close()
+        self._held.close()
         super().close()
 
 

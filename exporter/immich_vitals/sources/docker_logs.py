@@ -6,6 +6,7 @@ moment in nanoseconds, and the moment of the last line, how often it came, and t
 are known when some are told again.
 """
 
+import math
 import re
 import threading
 import time
@@ -44,8 +45,8 @@ SAME_LINE = 100_000_000  # Podman cuts sooner, and tells the pieces at once
 LARGEST_FRAME = 256 * 1024
 LIVE = 5_000_000_000
 FAR_BACK = 1_000_000_000
+# After so much silence it is asked whether the engine reads on at all; the longer the silence, the more seldom.
 STALL_SECONDS = 10.0
-TICK_SECONDS = 1.0
 KIND = "docker"
 
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
@@ -315,6 +316,7 @@ class DockerLogs:
         self._finding = threading.Lock()
         self._streams: Mapping[str, _Stream] = {}
         self._seen: dict[str, None] = {}
+        self._woken = threading.Event()
         self.failure: CollectorFailure | None = None
 
     def look(self, deadline: Deadline) -> None:
@@ -328,12 +330,12 @@ class DockerLogs:
         due = 0.0
         try:
             while not stop():
+                self._woken.clear()
                 if self._clock.monotonic() >= due:
                     self._find(Deadline.after(CONNECT_SECONDS, self._clock))
                     due = self._clock.monotonic() + self._list_seconds
-                for stream in self._streams.values():
-                    stream.keep_going(stop)
-                time.sleep(TICK_SECONDS)
+                moments = [stream.keep_going(stop, self._woken.set) for stream in self._streams.values()]
+                self._woken.wait(max(0.0, min([due, *moments]) - self._clock.monotonic()))
         finally:
             for stream in self._streams.values():
                 stream.cut()
@@ -351,6 +353,7 @@ class DockerLogs:
 
     def close(self) -> None:
         self._docker.close()
+        self._woken.set()
 
     def _find(self, deadline: Deadline) -> None:
         with self._finding:  # `look` may be under way when `run` begins
@@ -424,11 +427,14 @@ class _Stream:
         if answer is not None:
             answer.close()
 
-    def keep_going(self, stop: Callable[[], bool]) -> None:
-        """Begin an answer when there is none and it is time for one."""
+    def keep_going(self, stop: Callable[[], bool], ended: Callable[[], None]) -> float:
+        """Begin an answer when there is none and it is time for one.
+
+        Gives the moment (monotonic) of the next look; `ended` is called when the answer has ended before.
+        """
         if self._future is not None:
             if not self._future.done():
-                return
+                return math.inf
             future, self._future = self._future, None
             brought = future.result()
             running = self.part.container.state not in ("exited", "created", "dead")
@@ -440,6 +446,9 @@ class _Stream:
             self._due = 0.0
         if self._clock.monotonic() >= self._due:
             self._future = self._flight.join_or_start(lambda: self._attempt(stop))
+            self._future.add_done_callback(lambda _: ended())
+            return math.inf
+        return self._due
 
     def cut(self) -> None:
         """End the answer that is being read."""
@@ -492,18 +501,20 @@ class _Stream:
 
     def _read(self, answer: "Bytes", frames: Frames, stop: Callable[[], bool]) -> bool:
         brought = False
-        quiet = min(STALL_SECONDS, self._quiet)
+        quiet, silence = min(STALL_SECONDS, self._quiet), 0.0
         while not stop():
             used = time.thread_time()
             piece = answer.read(quiet)
             if piece is None:
-                if quiet == self._quiet:
+                silence += quiet
+                if silence >= self._quiet:
                     return True
-                quiet = self._quiet
                 if self._stalls(frames):
                     self._skip_damage()
                     return True
+                quiet = min(2 * quiet, self._quiet - silence)
                 continue
+            quiet, silence = min(STALL_SECONDS, self._quiet), 0.0
             lines, moments = frames.feed(piece) if piece else frames.rest(answer.complete)
             if lines:
                 brought = True

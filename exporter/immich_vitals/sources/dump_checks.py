@@ -13,6 +13,7 @@ from immich_vitals.sources.state import State
 
 REMEMBERED = 8
 LOOK_SECONDS = 0.5
+REST_LOOKS = 20  # while nothing is wanted; being wanted ends the rest
 
 
 class DumpChecks:
@@ -57,7 +58,7 @@ class DumpChecks:
         while not stop():
             with self._changed:
                 if self._wanted is None:
-                    self._changed.wait(self._look_seconds)
+                    self._changed.wait(REST_LOOKS * self._look_seconds)
                 dump = self._wanted
             if dump is not None:
                 self._read(dump, stop)

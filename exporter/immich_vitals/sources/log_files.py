@@ -20,6 +20,7 @@ from immich_vitals.sources.log_lines import PIECE, Batch, Budget, Followed, Inta
 
 KIND = "file"
 LOOK_SECONDS = 1.0
+END_SECONDS = 5.0  # those who follow notice sooner that they are to end
 # A program goes on writing to a file that was renamed until it is told to open its log anew.
 DRAIN_LOOKS = 30
 HEAD = 256  # bytes at the beginning of a file by which it is known again
@@ -150,9 +151,7 @@ class _Log:
                 except OSError as error:
                     self._lost(error)
                     self._close()
-                until = time.monotonic() + self._look_seconds
-                while not stop() and (left := until - time.monotonic()) > 0:
-                    time.sleep(min(left, 0.5))
+                time.sleep(self._look_seconds)
         finally:
             self._close()
 
@@ -284,7 +283,7 @@ class FileLogs:
         """Follow until `stop()`."""
         while not stop():
             runs = [flight.join_or_start(partial(log.run, stop)) for log, _, flight in self._flights]
-            for run in wait(runs, timeout=1.0, return_when=FIRST_COMPLETED).done:
+            for run in wait(runs, timeout=END_SECONDS, return_when=FIRST_COMPLETED).done:
                 run.result()
 
     def followed(self) -> Sequence[Followed]:

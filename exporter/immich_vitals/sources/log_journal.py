@@ -22,6 +22,7 @@ KIND = "unit"
 JOURNALCTL = ("journalctl", "--merge", "--no-pager", "--quiet", "--output=export", "--output-fields=MESSAGE")
 AGAIN_SECONDS, AGAIN_LONGEST = 2.0, 60.0
 STOP_SECONDS = 0.25
+END_SECONDS = 5.0  # those who follow notice sooner that they are to end
 # Of a field that is longer, only the beginning is kept: a message may have several lines.
 LONGEST_FIELD = 256 * 1024
 _WANTED = (b"MESSAGE", b"__CURSOR", b"__REALTIME_TIMESTAMP")
@@ -225,7 +226,7 @@ class JournalLogs:
         """Follow until `stop()`."""
         while not stop():
             runs = [flight.join_or_start(partial(unit.run, stop)) for unit, _, flight in self._flights]
-            for run in wait(runs, timeout=0.25, return_when=FIRST_COMPLETED).done:
+            for run in wait(runs, timeout=END_SECONDS, return_when=FIRST_COMPLETED).done:
                 run.result()
 
     def followed(self) -> Sequence[Followed]:

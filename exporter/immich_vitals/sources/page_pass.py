@@ -32,6 +32,7 @@ ANSWER_SECONDS = 10.0  # for one step; a disk that needs longer for half a megab
 CHECK_SECONDS = 20.0  # for one index; so long a migration of Immich may have to wait for the lock on its table
 ROUND_SECONDS = 300.0  # how often the catalogue is looked at, and the memory written
 RETRY_SECONDS = 30.0
+STOP_SECONDS = 5.0  # the process ends sooner: nobody waits for this thread
 TRIES = 3  # of a step that a lock, a slow disk or another error prevents; then it is left for the next pass
 MOST_DAMAGED = 1000  # more is a lost disk, which is not read to its end
 
@@ -468,7 +469,7 @@ class PagePatrol:
     def _rest(self, seconds: float, stop: Stop) -> None:
         until = self._clock.monotonic() + seconds
         while (left := until - self._clock.monotonic()) > 0 and not stop():
-            self._sleep(min(left, 0.5))
+            self._sleep(min(left, STOP_SECONDS))
 
     def _write(self) -> None:
         now = asdict(self.memory)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 from immich_vitals import __version__
 from immich_vitals.collector import (
-    REASONS,
     Clock,
     Collector,
     CollectorFailure,
@@ -45,7 +44,8 @@ LAST_SUCCESS = Metric(
 )
 FAILURES = Metric(
     "collector_failures_total",
-    "Runs that failed, by reason: absent (not there), unavailable (refused), timeout, error (a bug).",
+    "Runs that failed, by reason: unavailable (refused) and timeout; absent (not there) and error (a bug) once they"
+    " happen.",
     ("collector", "reason"),
 )
 SCRAPE_DEADLINE = Metric("scrape_deadline_seconds", "How long this scrape was willing to wait for collectors.")
@@ -56,6 +56,8 @@ SELF_METRICS = (BUILD, ENABLED, SUCCESS, DURATION, LAST_SUCCESS, FAILURES, SCRAP
 GRACE = 0.25
 # A scrape in a great hurry does not wait, but must not start a run that fails for those who join it with more time.
 SHORTEST_RUN = 1.0
+# Those that come and go. What is not there and what is a bug fails run after run, if at all.
+REASONS_FROM_START = ("unavailable", "timeout")
 RETRY_SECONDS = 30.0  # a failed timer run is tried again after this, or after its interval if that is shorter
 FOLLOW_PAUSE = 2.0  # between two attempts to follow an event stream; doubles up to the next
 FOLLOW_PAUSE_LONGEST = 60.0
@@ -420,7 +422,7 @@ class Runner:
     def _samples_of(self, watched: _Watched, outcome: Outcome | None) -> Iterable[Sample]:
         name = watched.collector.name
         yield ENABLED.sample(1, collector=name)
-        for reason in REASONS:
+        for reason in dict.fromkeys((*REASONS_FROM_START, *watched.failures)):
             yield FAILURES.sample(watched.failures[reason], collector=name, reason=reason)
         if watched.last_success is not None:
             yield LAST_SUCCESS.sample(watched.last_success, collector=name)

@@ -137,6 +137,16 @@ def test_other_database(redis_server: Redis, client: "redis.Redis") -> None:
     collector.close()
 
 
+def test_rare_states_are_told_from_their_first_job_on(client: "redis.Redis", collector: QueueCollector) -> None:
+    """A state that few queues know is no series until a job is in it, and 0 once that is gone."""
+    client.hset("immich_bull:ocr:meta", "version", "bullmq:5.71.0")
+    assert {each[2] for each in run(collector) if each[0] == "queue_jobs"} == {"waiting", "active", "failed"}
+    client.zadd("immich_bull:ocr:delayed", {"1": 1})
+    assert run(collector)["queue_jobs", "ocr", "delayed"] == 1
+    client.zrem("immich_bull:ocr:delayed", "1")
+    assert run(collector)["queue_jobs", "ocr", "delayed"] == 0
+
+
 def test_queue_found_by_its_worker_stays(redis_server: Redis, client: "redis.Redis", collector: QueueCollector) -> None:
     """A queue that only its worker told us of is still watched when the worker is gone."""
     client.hset("immich_bull:futureQueue:meta", "version", "bullmq:9")

@@ -129,7 +129,7 @@ def failed(seen: Series, before: Series) -> dict[str, set[str]]:
     """The reasons for which each collector failed between two scrapes."""
     found: dict[str, set[str]] = {}
     for key, value in seen.items():
-        if key[0] == "immich_vitals_collector_failures_total" and value > before[key]:
+        if key[0] == "immich_vitals_collector_failures_total" and value > before.get(key, 0):
             found.setdefault(key[1], set()).add(key[2])
     return found
 

@@ -11,7 +11,8 @@ from immich_vitals.sources.redis import RedisServer
 
 JOBS = Metric(
     "queue_jobs",
-    "Jobs in a queue, by state: waiting, active, delayed, prioritized, paused (waiting in a paused queue), failed.",
+    "Jobs in a queue, by state: waiting, active, failed; delayed, prioritized and paused (waiting in a paused queue)"
+    " once there was such a job.",
     ("queue", "state"),
 )
 PAUSED = Metric("queue_paused", "1 when the queue is paused: its jobs wait until somebody resumes it.", ("queue",))

@@ -43,8 +43,9 @@ EventId: TypeAlias = tuple[int, int]
 class QueueFacts:
     """One queue. Times are seconds since the epoch, None where no such job is.
 
-    `jobs` maps a state to a count. `orphaned` is how many of the oldest `ACTIVE_LOOKED_AT` active jobs nobody holds
-    a lock on. `workers` is None when we may not list Redis' clients. `events` counts since the first reading.
+    `jobs` maps a state to a count, some states only once there was a job in them. `orphaned` is how many of the oldest
+    `ACTIVE_LOOKED_AT` active jobs nobody holds a lock on. `workers` is None when we may not list Redis' clients.
+    `events` counts since the first reading.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Queues:
         self._names = KNOWN_QUEUES
         self._ask_first = _first_questions(self._names)
         self._streams: dict[str, _Stream] = {}
+        self._met: set[tuple[str, str]] = set()
 
     def read(self, deadline: Deadline) -> QueuesFacts:
         """All queues. Raises as `RedisServer.ask` does, or `Unavailable` when a command is not allowed."""
@@ -133,8 +135,14 @@ class Queues:
 
     def _facts(self, look: _Look, workers: int | None) -> QueueFacts:
         events = dict(self._streams[look.name].counts)
+        self._met.update((look.name, state) for state, count in look.jobs.items() if count)
+        jobs = {
+            state: count
+            for state, count in look.jobs.items()
+            if state in STATES_FROM_START or (look.name, state) in self._met
+        }
         return QueueFacts(
-            look.name, look.jobs, look.paused, look.waiting_since, look.active_since, look.orphaned, workers, events
+            look.name, jobs, look.paused, look.waiting_since, look.active_since, look.orphaned, workers, events
         )
 
     def _first_looks(self, names: Sequence[str], replies: Sequence[Reply]) -> tuple[list[_Look], list[str]]:
@@ -277,6 +285,8 @@ def _queue_name(encoded: bytes) -> str | None:
 _WORKER = re.compile(rb" name=" + PREFIX.encode() + rb":([A-Za-z0-9+/]+=*)(?::w:\S*)? ")
 
 STATES = ("waiting", "paused", "active", "delayed", "prioritized", "failed")
+# The other states are told once there was a job in them: Immich delays jobs of one queue and prefers those of another.
+STATES_FROM_START = frozenset(("waiting", "active", "failed"))
 _ACTIVE = ("LRANGE", "active", str(-ACTIVE_LOOKED_AT), "-1")
 # Per queue; the second word is the part of its keys. The first six are the counts, in the order of STATES.
 _FIRST = (

@@ -82,7 +82,7 @@ _REDIS = re.compile(rb"\d+:[A-Z] \d{1,2} \w{3} \d{4} [\d:.]+ [#*.-] ")
 _GUNICORN = re.compile(rb"\[[^\]]{8,40}\] (?:\[\d+\] )?\[?[A-Z]+\]?\s+")
 NEVER = re.compile(
     rb"\s*(?:at (?:async |new |Object\.|process\.|file:|[\w$.#<>\[\] ]+\()|\xe2\x94\x82|\xe2\x95[\xad\xb0]"
-    rb"|throw |\^|Object:|(?:detail|hint|where|code|errno|syscall|path|dest|address"
+    rb"|throw |raise \w|\^|Object:|(?:detail|hint|where|code|errno|syscall|path|dest|address"
     rb"|port|routine|file|line|query|sql|stack|internalQuery"
     rb"|parameters|params|args|command|name|severity|severity_local|hostname|cmd|killed|signal): "
     rb"|STATEMENT: |\xe2\x9d\xb1|File \"/|Node\.js v\d)"

@@ -16,7 +16,7 @@ from support.server import Server
 
 DURATION = re.compile(r"(?<=\[)\w+(?=\])|(?<=\[)\w+(?=:)|(?<=offset )\w+")
 AGE = re.compile(r"(?P<said>time\(\)[^<>]*[<>]=? (?:bool )?)(?P<seconds>\d+(?: \* \d+)*)\b")
-SYMPTOMS = 12.0
+SYMPTOMS = 14.0
 """Twice what the longest `for` is made into: by then every symptom would have been told."""
 
 
@@ -33,7 +33,8 @@ def hurried_rules(folder: Path) -> list[Path]:
 
 
 def _lasts(told: float) -> float:
-    return min(max(told / 60, 2.0), 6.0)
+    # Two seconds more, since a scrape of 2 s is not sixty times as fast: a cause may come one scrape after its symptom.
+    return min(max(told / 60 + 2.0, 3.0), 7.0)
 
 
 def _window(told: float) -> float:

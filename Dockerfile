@@ -7,6 +7,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ./
 COPY exporter exporter
 COPY rules rules
 COPY docs docs
+COPY grafana grafana
 RUN python3 -m venv /app \
  && /app/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt . \
  && /app/bin/pip uninstall --yes --quiet pip

@@ -8,7 +8,7 @@ help:
 	@echo "make test [ARGS=...]     all tests that this machine has the parts for"
 	@echo "make lint                ruff and mypy"
 	@echo "make bench [ARGS=...]    measure; writes docs/benchmarks.md"
-	@echo "make docs                write the reference pages in docs/ anew, and the frame of each runbook"
+	@echo "make docs                write the reference pages, the frame of each runbook, and the dashboards anew"
 	@echo "make golden              rewrite the expected.prom files; read the diff"
 
 .venv/ready: pyproject.toml constraints.txt scripts/venv
@@ -41,6 +41,7 @@ docs: .venv/ready
 	.venv/bin/immich-vitals config > docs/configuration.md
 	@.venv/bin/python scripts/alerts
 	@.venv/bin/python scripts/coverage
+	@.venv/bin/python -m grafana.source
 
 golden: .venv/ready
 	.venv/bin/pytest --update-golden tests/collectors

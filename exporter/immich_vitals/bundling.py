@@ -95,7 +95,8 @@ def _sources() -> Iterator[tuple[str, Path]]:
     yield from _named(rules, at["rules"], "rules/")
     yield from _named((at["docs"] / "runbooks").glob("*.md"), at["docs"], "")
     yield from _named(at["docs"].glob("alerts.md"), at["docs"], "")
-    yield from _named((path for path in at["grafana"].rglob("*") if path.is_file()), at["grafana"], "grafana/")
+    for pattern in ("dashboards/*.json", "provisioning/**/*.yml"):
+        yield from _named(at["grafana"].glob(pattern), at["grafana"], "grafana/")
 
 
 def _named(paths: Iterable[Path], folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:

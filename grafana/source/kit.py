@@ -102,7 +102,7 @@ def lines(
     most: float | None = None,
 ) -> timeseries.Panel:
     """Lines over time; `given` also draws a dashed line at each level. Gaps stay gaps: nothing was known then."""
-    panel = _basic(timeseries.Panel(), title, queries, unit, about, w, h)
+    panel: timeseries.Panel = _basic(timeseries.Panel(), title, queries, unit, about, w, h)
     panel = (
         panel.line_width(1)
         .fill_opacity(60 if bars else 15 if stacked else 5)
@@ -115,9 +115,7 @@ def lines(
             .display_mode(shared.LegendDisplayMode.LIST)
             .placement(shared.LegendPlacement.BOTTOM)
         )
-        .tooltip(
-            common.VizTooltipOptions().mode(shared.TooltipDisplayMode.MULTI).sort(shared.SortOrder.DESCENDING)
-        )
+        .tooltip(common.VizTooltipOptions().mode(shared.TooltipDisplayMode.MULTI).sort(shared.SortOrder.DESCENDING))
         .color_scheme(build.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC))
     )
     if stacked:
@@ -147,7 +145,7 @@ def number(
     unknown: str = "unknown",
 ) -> stat.Panel:
     """What is true now, in large letters; `names` shows the name of each series beside its value."""
-    panel = _basic(stat.Panel(), title, queries, unit, about, w, h)
+    panel: stat.Panel = _basic(stat.Panel(), title, queries, unit, about, w, h)
     panel = (
         panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull" if graph else "last"]).values(False))
         .graph_mode(shared.BigValueGraphMode.AREA if graph else shared.BigValueGraphMode.NONE)
@@ -174,7 +172,7 @@ def timeline(
     row_height: float = 0.8,
 ) -> statetimeline.Panel:
     """States over time, one line per series. Where nothing is known, nothing is drawn."""
-    panel = _basic(statetimeline.Panel(), title, queries, "none", about, w, h)
+    panel: statetimeline.Panel = _basic(statetimeline.Panel(), title, queries, "none", about, w, h)
     return (
         panel.mappings(mappings(states))
         .thresholds(levels(((UNKNOWN, None),)))
@@ -208,7 +206,7 @@ def bars(
     most: float | None = None,
 ) -> bargauge.Panel:
     """How much of each there is now, as bars with their names."""
-    panel = _basic(bargauge.Panel(), title, queries, unit, about, w, h)
+    panel: bargauge.Panel = _basic(bargauge.Panel(), title, queries, unit, about, w, h)
     panel = (
         panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
         .display_mode(shared.BarGaugeDisplayMode.BASIC)
@@ -255,7 +253,7 @@ def rows(
 
     Of several queries the values are `Value #A`, `Value #B`, joined by the labels they share.
     """
-    panel = _basic(table.Panel(), title, query, "none", about, w, h).no_value(empty)
+    panel: table.Panel = _basic(table.Panel(), title, query, "none", about, w, h).no_value(empty)
     panel = panel.cell_height(shared.TableCellHeight.SM).show_header(True)
     panel = panel.thresholds(levels(((PLAIN, None),)))
     if isinstance(query, Sequence):
@@ -324,7 +322,7 @@ def _words(texts: Mapping[str, tuple[str, str]]) -> list[model.ValueMapping]:
 
 
 def or_none(expr: str, label: str) -> str:
-    """The expression, or where it gives nothing one line that says `none` in the label; nothing while nobody watches."""
+    """The expression, or where it gives nothing one line with `none` in the label; nothing while nobody watches."""
     return f'({expr}) or label_replace(0 * max({KNOWN}{{@}}), "{label}", "none", "", "") unless on () ({expr})'
 
 
@@ -387,7 +385,13 @@ class Board:
     """One dashboard: variables and events are the same everywhere, panels are added from the top."""
 
     def __init__(
-        self, name: str, about: str, *, since: str = "now-6h", fleet: bool = False, filters: Mapping[str, str] | None = None
+        self,
+        name: str,
+        about: str,
+        *,
+        since: str = "now-6h",
+        fleet: bool = False,
+        filters: Mapping[str, str] | None = None,
     ) -> None:
         """`filters` maps a label that links of alerts name to the metric whose values it offers; `fleet` lets several
         instances be looked at together."""

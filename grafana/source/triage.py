@@ -144,8 +144,8 @@ def board() -> Board:
             "Steps over time",
             steps(now=False),
             WORST,
-            "Since when. The step that turned red first is nearest to the cause. Grey: nothing is known, since Prometheus"
-            " had no data of the exporter or no rules then.",
+            "Since when. The step that turned red first is nearest to the cause. Grey: nothing is known, since"
+            " Prometheus had no data of the exporter or no rules then.",
             w=16,
             h=13,
         ),
@@ -192,7 +192,9 @@ def board() -> Board:
     made.row("2. What the logs say").add(
         lines(
             "Known troubles in the logs",
-            Query("sum by (component) (increase(immich_vitals_log_matches_total{@}[$__rate_interval]))", "{{component}}"),
+            Query(
+                "sum by (component) (increase(immich_vitals_log_matches_total{@}[$__rate_interval]))", "{{component}}"
+            ),
             "short",
             "Events in the logs that tell of a known trouble. A few are everyday; a wall that begins at one moment is"
             " the hour to look at. Alerts: those of the step that the trouble belongs to, and ImmichLogErrors.",
@@ -212,8 +214,8 @@ def board() -> Board:
                 Column("component", "Part", width=160),
                 Column("Value", "Events", unit="short", width=90),
             ],
-            "What the logs told of in the time shown, most often first. `immich-vitals log-match` says of a line what it"
-            " counts as. Alerts: ImmichLogErrors and those that the trouble belongs to.",
+            "What the logs told of in the time shown, most often first. `immich-vitals log-match` says of a line what"
+            " it counts as. Alerts: ImmichLogErrors and those that the trouble belongs to.",
             sort="Value",
             descending=True,
         ),
@@ -274,17 +276,26 @@ def board() -> Board:
         number(
             "Damaged pages",
             Query(
-                "sum(immich_vitals_postgres_checksum_failures_total{@}) or sum(immich_vitals_postgres_up{@}) * 0", now=True
+                "sum(immich_vitals_postgres_checksum_failures_total{@})",
+                now=True,
             ),
             "short",
-            "Damaged pages that Postgres met since its statistics began. Any is bad, and 0 is no proof: pages that nobody"
-            " reads are not counted. Alerts: ImmichPostgresChecksumFailures, ImmichPostgresCorruption.",
+            "Damaged pages that Postgres met since its statistics began. Any is bad, and 0 is no proof: pages that"
+            " nobody reads are not counted. Alerts: ImmichPostgresChecksumFailures, ImmichPostgresCorruption.",
             given=((WELL, None), (BAD, 1)),
             h=6,
         ),
         number(
             "Connections in use",
-            Query("max(sum by (instance) (immich_vitals_postgres_connections{@}) / immich_vitals_postgres_connections_max{@})", now=True),
+            Query(
+                """
+                max(
+                  sum by (instance) (immich_vitals_postgres_connections{@})
+                  / max by (instance) (immich_vitals_postgres_connections_max{@})
+                )
+                """,
+                now=True,
+            ),
             "percentunit",
             "Part of the connections that Postgres allows. Bad: near all, then Immich cannot log in. Alert:"
             " ImmichPostgresConnectionsNearLimit.",
@@ -303,8 +314,8 @@ def board() -> Board:
                 Query("min(immich_vitals_queue_workers{@} > bool 0)", "queues have workers"),
             ],
             WORKS,
-            "Redis answers and takes writes, no queue is paused, each has a worker. Red: uploads stay without thumbnails."
-            " Alerts: ImmichRedisDown, ImmichRedisNotWritable, ImmichQueuePaused, ImmichQueueNoWorkers.",
+            "Redis answers and takes writes, no queue is paused, each has a worker. Red: uploads stay without"
+            " thumbnails. Alerts: ImmichRedisDown, ImmichRedisNotWritable, ImmichQueuePaused, ImmichQueueNoWorkers.",
             w=12,
         ),
         lines(
@@ -361,8 +372,8 @@ def board() -> Board:
             "Immich as its users meet it",
             Query("min by (probe, route) (immich_vitals_probe_success{@})", "{{probe}} {{route}}"),
             WORKS,
-            "Each probe beside the proxy (direct) and through it (external). Red only where it says external: the proxy,"
-            " its certificate or the name. Alerts: ImmichServerUnreachable, ImmichProxyUnreachable,"
+            "Each probe beside the proxy (direct) and through it (external). Red only where it says external: the"
+            " proxy, its certificate or the name. Alerts: ImmichServerUnreachable, ImmichProxyUnreachable,"
             " ImmichImageLoadFailing, ImmichWebsocketBroken.",
             w=16,
             h=7,
@@ -381,12 +392,16 @@ def board() -> Board:
         bars(
             "Disk space in use",
             Query(
-                "1 - min by (role) (immich_vitals_filesystem_avail_bytes{@} / (immich_vitals_filesystem_size_bytes{@} > 0))",
+                """
+                1 - min by (role) (
+                  immich_vitals_filesystem_avail_bytes{@} / (immich_vitals_filesystem_size_bytes{@} > 0)
+                )
+                """,
                 "{{role}}",
             ),
             "percentunit",
-            "Part of each disk that is used. Red: almost full, so Postgres, Redis and uploads will fail in turn. Alerts:"
-            " ImmichDiskFull, ImmichDiskWillFill.",
+            "Part of each disk that is used. Red: almost full, so Postgres, Redis and uploads will fail in turn."
+            " Alerts: ImmichDiskFull, ImmichDiskWillFill.",
             ((WELL, None), (SOON, 1 - limit("disk_will_fill_ratio")), (BAD, 1 - limit("disk_full_ratio"))),
             most=1.0,
             w=12,
@@ -395,12 +410,16 @@ def board() -> Board:
         lines(
             "Memory available",
             Query(
-                "min by (instance) (immich_vitals_host_memory_available_bytes{@} / immich_vitals_host_memory_total_bytes{@})",
+                """
+                min by (instance) (
+                  immich_vitals_host_memory_available_bytes{@} / immich_vitals_host_memory_total_bytes{@}
+                )
+                """,
                 "{{instance}}",
             ),
             "percentunit",
-            "Memory of the machine that programs can still get. Below the line Linux drops the pages of running programs"
-            " and everything crawls. Alerts: ImmichMemoryLow, ImmichHostOOM.",
+            "Memory of the machine that programs can still get. Below the line Linux drops the pages of running"
+            " programs and everything crawls. Alerts: ImmichMemoryLow, ImmichHostOOM.",
             given=((BAD, limit("memory_low_ratio")),),
             w=12,
             h=7,
@@ -476,8 +495,8 @@ def board() -> Board:
             "Collectors",
             Query('min by (collector) (immich_vitals_collector_success{@, collector=~"$collector"})', "{{collector}}"),
             WORKS,
-            "Each collector got its answer. Red: its values are missing, so its alerts stay silent; `immich-vitals check`"
-            " says what to mend. Alerts: ImmichCollectorFailing, ImmichExporterDown.",
+            "Each collector got its answer. Red: its values are missing, so its alerts stay silent; `immich-vitals"
+            " check` says what to mend. Alerts: ImmichCollectorFailing, ImmichExporterDown.",
             w=24,
             h=10,
         )

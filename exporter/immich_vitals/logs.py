@@ -15,6 +15,6 @@ def set_up(level: str) -> None:
         Logfmter(keys=["ts", "level"], mapping={"ts": "asctime", "level": "levelname"}, datefmt="%Y-%m-%dT%H:%M:%S%z")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("docker", "urllib3", "asyncio"):
+    for noisy in ("urllib3", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)

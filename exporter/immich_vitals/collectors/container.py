@@ -96,7 +96,7 @@ CPU = Metric(
 # Ends that people look for: normal, error, SIGILL, SIGABRT (node's heap limit), SIGKILL, SIGSEGV, SIGTERM.
 EXIT_CODES = ("0", "1", "132", "134", "137", "139", "143")
 # After this much silence the event stream is begun anew, to notice a daemon that is gone without a word.
-QUIET_SECONDS = 15.0
+QUIET_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from immich_vitals.sources.log_lines import PIECE, Batch, Budget, Followed, Inta
 KIND = "unit"
 JOURNALCTL = ("journalctl", "--merge", "--no-pager", "--quiet", "--output=export", "--output-fields=MESSAGE")
 AGAIN_SECONDS, AGAIN_LONGEST = 2.0, 60.0
-STOP_SECONDS = 0.25
+STOP_SECONDS = 1.0
 END_SECONDS = 5.0  # those who follow notice sooner that they are to end
 # Of a field that is longer, only the beginning is kept: a message may have several lines.
 LONGEST_FIELD = 256 * 1024
@@ -99,6 +99,7 @@ class _Unit:
         self._take = intake.open(key, component)
         self._cursor = cursor if isinstance(cursor := kept.get("cursor"), str) else ""
         self._since = intake.since
+        self._process: subprocess.Popen[bytes] | None = None
 
     def look(self) -> None:
         """Find out whether journalctl answers."""
@@ -125,6 +126,11 @@ class _Unit:
             while not stop() and time.monotonic() < until:
                 time.sleep(STOP_SECONDS)
 
+    def end(self) -> None:
+        """End the process that is read, so that it does not outlive this one."""
+        if self._process is not None:
+            self._process.kill()
+
     def _follow(self, stop: Callable[[], bool]) -> None:
         """One process, from its start to its end."""
         with tempfile.TemporaryFile() as said:
@@ -136,6 +142,7 @@ class _Unit:
             except OSError as error:
                 self._missing(error)
                 return
+            self._process = process
             assert process.stdout is not None
             began = time.time()
             try:
@@ -233,4 +240,5 @@ class JournalLogs:
         return [Followed(unit.component, unit.up, unit.problem) for unit in self._units]
 
     def close(self) -> None:
-        """Each process ends with the thread that reads it."""
+        for unit in self._units:
+            unit.end()

@@ -24,7 +24,8 @@ _HOW = (
     "together and, for immich-vitals, its share of a refresh of the library every 5 minutes."
 )
 _COSTS = (
-    "process", "CPU per scrape", "CPU at rest", "CPU per interval", "p50", "p95", "max", "RSS", "PSS", "series", "bytes",
+    "process", "CPU per scrape", "CPU at rest", "CPU per interval", "p50", "p95", "max", "RSS", "PSS", "series",
+    "bytes",
 )  # fmt: skip
 _REFRESH = (
     "Every 5 minutes, and more seldom where it takes longer than 6 s. One pass over the tables: the blocks it touches "

@@ -54,7 +54,7 @@ def test_healthy(component: str) -> None:
     assert read(component, "\n".join(lines)) == [NOTHING] * len(lines)
 
 
-HELD_OUT = ["held-out", "held-out-2", "held-out-4", "held-out-6", "held-out-8", "held-out-10"]
+HELD_OUT = ["held-out", "held-out-2", "held-out-4", "held-out-6", "held-out-8", "held-out-10", "held-out-12"]
 
 
 @pytest.mark.parametrize("name", ["development", *HELD_OUT, "known"])

@@ -90,7 +90,9 @@ NEVER = re.compile(
 LAST_FRAME = re.compile(rb"\s*at [^\]]{1,1000}?:\d+:\d+\)?\] (?=\S)")
 FRAME = re.compile(rb"\S:\d{1,7}:\d{1,7}\)?\]?$")
 BOX = b"\xe2\x94\x82"
-STATEMENT = re.compile(rb"(?:STATEMENT|QUERY):  |Failed process was running: |LOG:  (?:duration|statement|execute)[: ]")
+STATEMENT = re.compile(
+    rb"(?:STATEMENT|QUERY):  |Failed process was running: |LOG:  (?:duration|statement|execute|AUDIT)[: ]"
+)
 RICH = re.compile(rb"\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\]")
 _CID = re.compile(rb"~([a-z0-9]{8})\]$")
 _JOB = re.compile(rb'"id": ?"([0-9a-f-]{36})"')

@@ -6,7 +6,7 @@ select. Everything else is the builders of grafana-foundation-sdk, in the versio
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeAlias
 
 from grafana_foundation_sdk.builders import bargauge, common, stat, statetimeline, table, timeseries
@@ -68,6 +68,16 @@ Queries: TypeAlias = Query | Sequence[Query]
 Levels: TypeAlias = Sequence[tuple[str, float | None]]
 """Colours from below: `((WELL, None), (SOON, 0.8))` is green below 0.8 and orange from there."""
 
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What to say where there is no value, as long as `holds` gives something: that it is off, or not yet known."""
+
+    text: str
+    holds: str
+    color: str = UNKNOWN
+
+
 YES_NO = (State(1, "yes", WELL), State(0, "no", BAD))
 
 
@@ -100,8 +110,12 @@ def lines(
     bars: bool = False,
     least: float | None = 0.0,
     most: float | None = None,
+    unknown: str = "",
 ) -> timeseries.Panel:
-    """Lines over time; `given` also draws a dashed line at each level. Gaps stay gaps: nothing was known then."""
+    """Lines over time; `given` also draws a dashed line at each level. Gaps stay gaps: nothing was known then.
+
+    `unknown` is said where there is no line at all.
+    """
     panel: timeseries.Panel = _basic(timeseries.Panel(), title, queries, unit, about, w, h)
     panel = (
         panel.line_width(1)
@@ -126,6 +140,8 @@ def lines(
         panel = panel.thresholds_style(style)
     if least is not None:
         panel = panel.min(least)
+    if unknown:
+        panel = panel.no_value(unknown)
     return panel if most is None else panel.max(most)
 
 
@@ -143,8 +159,12 @@ def number(
     graph: bool = False,
     decimals: int | None = None,
     unknown: str = "unknown",
+    words: Sequence[Word] = (),
 ) -> stat.Panel:
-    """What is true now, in large letters; `names` shows the name of each series beside its value."""
+    """What is true now, in large letters; `names` shows the name of each series beside its value. Where there is none,
+    the first of `words` that holds says why; the values themselves are then never negative."""
+    asked_for = [queries] if isinstance(queries, Query) else queries
+    queries = [replace(query, expr=or_words(query.expr, words)) for query in asked_for]
     panel: stat.Panel = _basic(stat.Panel(), title, queries, unit, about, w, h)
     panel = (
         panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull" if graph else "last"]).values(False))
@@ -156,8 +176,9 @@ def number(
         .thresholds(levels(given if not states else ((UNKNOWN, None),)))
         .no_value(unknown)
     )
-    if states:
-        panel = panel.mappings(mappings(states))
+    if states or words:
+        said = [State(-place, word.text, word.color) for place, word in enumerate(words, start=1)]
+        panel = panel.mappings(mappings([*states, *said]))
     return panel if decimals is None else panel.decimals(decimals)
 
 
@@ -326,6 +347,33 @@ def or_none(expr: str, label: str) -> str:
     return f'({expr}) or label_replace(0 * max({KNOWN}{{@}}), "{label}", "none", "", "") unless on () ({expr})'
 
 
+def or_words(expr: str, words: Sequence[Word], label: str = "") -> str:
+    """The expression; where it gives nothing, -1 if the first word holds, else -2 if the second does, and so on.
+
+    For tables the text of the word stands in `label`, and `spoken` gives the column its colours.
+    """
+    for place, word in enumerate(words, start=1):
+        said = f"(0 * max({word.holds}) - {place})"
+        expr = f"({expr}) or on () " + (f'label_replace({said}, "{label}", "{word.text}", "", "")' if label else said)
+    return expr
+
+
+def blank(words: Sequence[Word]) -> list[State]:
+    """The values of lines that are only words."""
+    return [State(-place, "-", "transparent") for place in range(1, len(words) + 1)]
+
+
+def spoken(words: Sequence[Word]) -> dict[str, tuple[str, str]]:
+    """The texts of a column that `or_words` fills."""
+    return {word.text: (word.text, word.color) for word in words}
+
+
+def happened(counter: str, by: str) -> str:
+    """How often each kind happened, over time: of those that did in the time shown, or `none` where nothing did."""
+    whole = f"sum by ({by}) (increase({counter}[$__range] @ end())) > 0.5"
+    return or_none(f"sum by ({by}) (increase({counter}[$__rate_interval])) and {whole}", by.partition(",")[0])
+
+
 def link_to(board: str, title: str = "") -> build.DashboardLink:
     """A link to another of our dashboards, with what is selected here and the time."""
     return (
@@ -420,7 +468,12 @@ class Board:
         found: dict[str, Any] = json.loads(json.dumps(self._built.build(), cls=JSONEncoder))
         for place, panel in enumerate(found["panels"], start=1):
             panel["id"] = place
-        found["annotations"] = {"list": [_BUILT_IN, *(_annotation(event) for event in EVENTS)]}
+        found["annotations"] = {"list": [_annotation(event) for event in EVENTS]}
+        del found["style"]  # dark or light is what the person has chosen
+        for variable in found["templating"]["list"]:
+            # The SDK gives every kind of variable what those of intervals have.
+            for name in ("auto", "auto_min", "auto_count"):
+                del variable[name]
         return json.dumps(found, indent=1, sort_keys=True) + "\n"
 
 
@@ -443,17 +496,6 @@ def _values(name: str, label: str, query: str, *, several: bool) -> build.QueryV
     # `.*`, so that "All" also means those without the label.
     everything = model.VariableOption(selected=True, text=["All"], value=["$__all"])
     return built.multi(True).include_all(True).all_value(".*").current(everything)
-
-
-_BUILT_IN = {
-    "builtIn": 1,
-    "datasource": {"type": "grafana", "uid": "-- Grafana --"},
-    "enable": True,
-    "hide": True,
-    "iconColor": "rgba(0, 211, 255, 1)",
-    "name": "Annotations & Alerts",
-    "type": "dashboard",
-}
 
 
 def _annotation(event: Event) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def board() -> Board:
         "triage",
         "Why do the photos not load, and what to fix first? The first red step from the top is where to look.",
         fleet=True,
-        filters={"collector": "immich_vitals_collector_enabled"},
+        filters={"collector": "immich_vitals_collector_enabled", "component": "immich_vitals_log_stream_up"},
     )
     made.add(
         rows(
@@ -134,7 +134,7 @@ def board() -> Board:
             "none",
             "The steps of the guide, from what Immich stands on to what it has made. The first red one from the top is"
             " where to look: what stands below it often only follows from it. Its facts are in the part of the same"
-            " number below.",
+            " number below. A step is as bad as the worst of its alerts.",
             states=WORST,
             names=True,
             w=8,
@@ -144,8 +144,8 @@ def board() -> Board:
             "Steps over time",
             steps(now=False),
             WORST,
-            "Since when. The step that turned red first is nearest to the cause. Grey: nothing is known, since"
-            " Prometheus had no data of the exporter or no rules then.",
+            "Since when. The step that turned red first is nearest to the cause. Grey: no alert could fire then, since"
+            " Prometheus had no data of the exporter or no rules.",
             w=16,
             h=13,
         ),
@@ -497,8 +497,17 @@ def board() -> Board:
             WORKS,
             "Each collector got its answer. Red: its values are missing, so its alerts stay silent; `immich-vitals"
             " check` says what to mend. Alerts: ImmichCollectorFailing, ImmichExporterDown.",
-            w=24,
+            w=16,
             h=10,
-        )
+        ),
+        timeline(
+            "Logs that are followed",
+            Query('min by (component) (immich_vitals_log_stream_up{@, component=~"$component"})', "{{component}}"),
+            (State(1, "followed", WELL), State(0, "not followed", BAD)),
+            "The log of each part can be read. Red: the alerts on what it says stay silent. Alert:"
+            " ImmichLogsNotFollowed.",
+            w=8,
+            h=10,
+        ),
     )
     return made

@@ -4,18 +4,22 @@ Several small worlds are watched at once by one Prometheus, each with its share 
 waiting. The rules are the shipped ones with shorter durations.
 """
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
 
 import pytest
 
 from immich_vitals.demo import FAULTS
 from immich_vitals.demo.world import World
-from support import alertmanager
+from support import alertmanager, grafana, rulebook
 from support.alertmanager import Alertmanager, Webhook
 from support.exporter import Exporter
+from support.grafana import BAD, NOTE, SOON, Panel
 from support.inhibition import EXAMPLE
 from support.prometheus import SYMPTOMS, Prometheus, hurried_rules
 
@@ -34,6 +38,40 @@ groups:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the dashboards show of a fault."""
+
+    steps: Mapping[str, float]
+    """Of each step of Triage its state."""
+    first: frozenset[str]
+    """The alerts that share the first place of Triage's list."""
+    coloured: Mapping[str, frozenset[str]]
+    """The colours of each panel that speaks of the alert."""
+
+    @classmethod
+    def look(cls, prometheus: Prometheus, instance: str, alert: str) -> Self:
+        def ask(panel: Panel) -> list[list[tuple[dict[str, str], float]]]:
+            return [prometheus.ask(grafana.filled(query, instance=instance)) for query in panel.queries]
+
+        triage = {panel.title: panel for panel in grafana.panels("triage")}
+        states = {
+            target["legendFormat"].partition(".")[0]: found[0][1]
+            for target, found in zip(triage["Steps now"].json["targets"], ask(triage["Steps now"]), strict=True)
+        }
+        listed = [labels for labels, _ in ask(triage["Fix this first"])[0]]
+        least = min(labels.get("rank", "") for labels in listed)
+        speaking = [panel for panel in grafana.panels() if re.search(rf"\b{alert}\b", panel.about)]
+        return cls(
+            states,
+            frozenset(labels["alertname"] for labels in listed if labels.get("rank", "") == least),
+            {
+                str(panel): frozenset(color for found in ask(panel) for color in panel.colors(found))
+                for panel in speaking
+            },
+        )
+
+
 class Lane:
     """A world with its exporter; breaks it in one way after the other and writes down what was told."""
 
@@ -44,6 +82,7 @@ class Lane:
         exporter = ends.enter_context(Exporter(settings))
         self.instance = f"127.0.0.1:{exporter.port}"
         self.told: dict[str, list[str]] = {}
+        self.seen: dict[str, Seen] = {}
 
     def run(self, prometheus: Prometheus, webhook: Webhook) -> None:
         for fault in self.faults:
@@ -53,6 +92,7 @@ class Lane:
                 webhook.wait_for(lambda _, count=before: len(self._heard(webhook)) > count, PATIENCE)
                 webhook.wait_for(lambda _, count=before: len(self._heard(webhook)) > count + 1, SYMPTOMS)
                 self.told[fault] = self._heard(webhook)[before:]
+                self.seen[fault] = Seen.look(prometheus, self.instance, FAULTS[fault].alert)
 
     def _heard(self, webhook: Webhook) -> list[str]:
         return [
@@ -71,8 +111,8 @@ class Lane:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, list[str]]]:
-    """What was notified of each fault, first thing first."""
+def lanes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Lane]]:
+    """The worlds, each broken in all its ways and watched."""
     folder = tmp_path_factory.mktemp("alerts")
     own = folder / "own.rules.yml"
     own.write_text(OWN_LIMITS)
@@ -90,7 +130,19 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, list
             runs: list[Future[None]] = [pool.submit(lane.run, prometheus, webhook) for lane in lanes]
         for run in runs:
             run.result()
-        yield {fault: names for lane in lanes for fault, names in lane.told.items()}
+        yield lanes
+
+
+@pytest.fixture(scope="module")
+def told(lanes: list[Lane]) -> Mapping[str, list[str]]:
+    """What was notified of each fault, first thing first."""
+    return {fault: names for lane in lanes for fault, names in lane.told.items()}
+
+
+@pytest.fixture(scope="module")
+def seen(lanes: list[Lane]) -> Mapping[str, Seen]:
+    """What the dashboards showed of each fault while it was notified."""
+    return {fault: looked for lane in lanes for fault, looked in lane.seen.items()}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -100,3 +152,22 @@ def test_fault_is_told_by_its_alert_alone(told: Mapping[str, list[str]], name: s
     if why_not:
         pytest.skip(why_not)
     assert told[name] == [FAULTS[name].alert]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_triage_shows_the_fault_first(seen: Mapping[str, Seen], name: str) -> None:
+    """Triage lists the alert before all others, and its step is not fine."""
+    if name not in seen:
+        pytest.skip(FAULTS[name].impossible() or "it was not tried")
+    alert = FAULTS[name].alert
+    assert alert in seen[name].first
+    step = next(rule.labels["step"] for rule in rulebook.alerts() if rule.name == alert)
+    assert seen[name].steps[step] > 0
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_dashboard_shows_the_fault(seen: Mapping[str, Seen], name: str) -> None:
+    """One of the panels that speak of the alert shows the fault itself in its colour."""
+    if name not in seen:
+        pytest.skip(FAULTS[name].impossible() or "it was not tried")
+    assert any(colors & {BAD, SOON, NOTE} for colors in seen[name].coloured.values()), seen[name].coloured

@@ -74,6 +74,10 @@ class Prometheus(Server):
 
     def query(self, expr: str) -> list[dict[str, str]]:
         """The labels of what the expression gives now."""
-        answer = httpx.get(f"http://{self.address}/api/v1/query", params={"query": expr}, timeout=10)
-        answer.raise_for_status()
-        return [each["metric"] for each in answer.json()["data"]["result"]]
+        return [labels for labels, _ in self.ask(expr)]
+
+    def ask(self, expr: str) -> list[tuple[dict[str, str], float]]:
+        """Labels and value of each series that the expression gives now."""
+        answer = httpx.post(f"http://{self.address}/api/v1/query", data={"query": expr}, timeout=10)
+        assert answer.status_code == 200, answer.text
+        return [(each["metric"], float(each["value"][1])) for each in answer.json()["data"]["result"]]

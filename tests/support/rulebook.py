@@ -126,7 +126,7 @@ def shape(expr: promql.Expr) -> Shape | None:
 
 def _selected(selector: promql.VectorSelector) -> Shape:
     name = name_of(selector)
-    has = _labels(name)
+    has = labels_of(name)
     for matcher in selector.matchers.matchers:
         if matcher.name not in has | TARGET:
             raise Broken(f"{name} has no label {matcher.name}")
@@ -137,7 +137,8 @@ def _selected(selector: promql.VectorSelector) -> Shape:
 
 
 @cache
-def _labels(name: str) -> frozenset[str]:
+def labels_of(name: str) -> frozenset[str]:
+    """The labels of a metric or record, beside those of the target. Raises `Broken` for an unknown name."""
     if name in OTHERS or name.startswith(OWN_LIMIT):
         return OTHERS.get(name, frozenset())
     if name in recorded():

@@ -27,7 +27,7 @@ RUNBOOKS = {path.stem for path in (ROOT / "docs" / "runbooks").glob("*.md")}
 NOT_OURS = {"ALERTS": {"alertname", "alertstate", "severity", "component", "step", "rank"}, "ALERTS_FOR_STATE": set()}
 """What Prometheus makes of the rules; it has the target's labels, but no job where a rule drops it."""
 COUNTED = {"rate", "increase", "irate", "resets", "changes"}
-UNITS = set(["short", "none", "bytes", "s", "percentunit", "dateTimeFromNow", "dateTimeAsIso", "ops", "cps", "cpm", "string", "bool_yes_no"])
+UNITS = {"short", "none", "bytes", "s", "percentunit", "dateTimeFromNow", "dateTimeAsIso", "ops", "cps", "cpm"}
 TYPES = {"timeseries", "stat", "state-timeline", "bargauge", "table"}
 COLORS = {"green", "blue", "orange", "red", "text", "transparent", "purple", "#8e8e8e"}
 COLUMN_PIXELS, LETTER_PIXELS, EDGE_PIXELS = 51, 7.3, 30

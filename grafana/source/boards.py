@@ -2,10 +2,17 @@
 
 from collections.abc import Callable
 
-from grafana.source import triage
+from grafana.source import access, postgres, queues, services, storage, triage
 from grafana.source.kit import Board
 
-BOARDS: tuple[Callable[[], Board], ...] = (triage.board,)
+BOARDS: tuple[Callable[[], Board], ...] = (
+    triage.board,
+    services.board,
+    storage.board,
+    postgres.board,
+    queues.board,
+    access.board,
+)
 
 
 def files() -> dict[str, str]:

@@ -5,6 +5,7 @@ select. Everything else is the builders of grafana-foundation-sdk, in the versio
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeAlias
@@ -22,6 +23,7 @@ from grafana.source import rulebook
 TARGET = 'job=~"$job", cluster=~"$cluster", instance=~"$instance"'
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 RUNBOOKS = "https://github.com/immich-vitals/immich-vitals/blob/main/docs/runbooks"
+_LEGEND = re.compile(r"{{\s*(\w+)\s*}}")
 BOARDS: Mapping[str, str] = {
     "triage": "Triage",
     "services": "Services and host",
@@ -165,6 +167,8 @@ def number(
     the first of `words` that holds says why; the values themselves are then never negative."""
     asked_for = [queries] if isinstance(queries, Query) else queries
     queries = [replace(query, expr=or_words(query.expr, words)) for query in asked_for]
+    if words:
+        queries = [replace(query, expr=dashed(query.expr, _LEGEND.findall(query.legend))) for query in queries]
     panel: stat.Panel = _basic(stat.Panel(), title, queries, unit, about, w, h)
     panel = (
         panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull" if graph else "last"]).values(False))
@@ -368,10 +372,19 @@ def spoken(words: Sequence[Word]) -> dict[str, tuple[str, str]]:
     return {word.text: (word.text, word.color) for word in words}
 
 
-def happened(counter: str, by: str) -> str:
+def dashed(expr: str, labels: Iterable[str]) -> str:
+    """The expression; what is without one of the labels has a dash there, so that a legend has something to show."""
+    for label in labels:
+        expr = f'label_replace({expr}, "{label}", "-", "{label}", "")'
+    return expr
+
+
+def happened(counter: str, *by: str) -> str:
     """How often each kind happened, over time: of those that did in the time shown, or `none` where nothing did."""
-    whole = f"sum by ({by}) (increase({counter}[$__range] @ end())) > 0.5"
-    return or_none(f"sum by ({by}) (increase({counter}[$__rate_interval])) and {whole}", by.partition(",")[0])
+    labels = ", ".join(by)
+    whole = f"sum by ({labels}) (increase({counter}[$__range] @ end())) > 0.5"
+    some = f"sum by ({labels}) (increase({counter}[$__rate_interval])) and {whole}"
+    return dashed(or_none(some, by[0]), by[1:])
 
 
 def link_to(board: str, title: str = "") -> build.DashboardLink:

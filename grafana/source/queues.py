@@ -314,7 +314,8 @@ def board() -> Board:
                     'immich_vitals_log_matches_total{@, component=~"$component", signature=~"$signature",'
                     f' signature=~"{FAILURES}|file_missing|redis_error|ml_unreachable|ml_worker_crash|model_corrupt'
                     '|model_download_failed|out_of_memory"}',
-                    "signature, component",
+                    "signature",
+                    "component",
                 ),
                 "{{signature}} {{component}}",
             ),
@@ -369,7 +370,12 @@ def board() -> Board:
                 Column("Value #B", "Pending", unit="short"),
                 Column("Value #C", "Known for a week", unit="short"),
                 Column("Value #D", "New", unit="short"),
-                Column("Value #E", "Beyond the limits", unit="short", given=((SOON, None),)),
+                Column(
+                    "Value #E",
+                    "Beyond the limits",
+                    unit="short",
+                    given=((PLAIN, None), (SOON, limit("left_behind_assets"))),
+                ),
                 Column("Value #F", "Oldest came in ago", unit="s"),
             ],
             "What has been pending for all of a week is known to be bad, such as files that no program can read, and"

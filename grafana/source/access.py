@@ -41,7 +41,11 @@ REFUSALS_IN_AN_HOUR = 5
 LIMITED = "min(immich_vitals_probe_upload_limit_bytes{@}) < 50000 * 1024^2"
 # When a value that is not there is known to be none.
 TRIED = 'immich_vitals_collector_success{@, collector="probe"} == 1'
-ANSWERED = 'immich_vitals_probe_success{@, probe="ping", route=~"$route"} == 1'
+ANSWERED = 'min(immich_vitals_probe_success{@, probe="ping", route=~"$route"}) == 1'
+NO_PROXY = """
+immich_vitals_probe_success{@, probe="ping", route="direct"}
+unless on () immich_vitals_probe_success{@, probe="ping", route="external"}
+"""
 MAINTENANCE = Word("in maintenance", "immich_vitals_probe_maintenance_mode{@} == 1", NOTE)
 NO_PROXY_LOG = Word("no log of a proxy", 'immich_vitals_collector_enabled{@, collector="log"}')
 
@@ -161,7 +165,7 @@ def board() -> Board:
             "How long the smallest answer takes. External above the line and direct far below it: the proxy or the"
             " line is slow. Both above it: the server is. Alert: ImmichProxySlow.",
             given=((SOON, limit("proxy_first_byte_seconds")),),
-            w=12,
+            w=10,
         ),
         lines(
             "Time of whole probes",
@@ -172,7 +176,17 @@ def board() -> Board:
             "s",
             "How long each probe takes, with connection, TLS and, for images, three photos. Bad: many times the usual."
             " Alert: ImmichProxySlow, which reads only the first byte.",
-            w=12,
+            w=10,
+        ),
+        number(
+            "First byte outside",
+            Query('max(immich_vitals_probe_first_byte_seconds{@, route="external"})', now=True),
+            "s",
+            "The same now, through the proxy. Orange: people say that it hangs. Alert: ImmichProxySlow, while the"
+            " server itself is quick.",
+            given=((WELL, None), (SOON, limit("proxy_first_byte_seconds"))),
+            words=(Word("no proxy known", NO_PROXY),),
+            h=8,
         ),
         number(
             "Largest upload",
@@ -265,11 +279,11 @@ def board() -> Board:
                 'min by (route) (immich_vitals_probe_success{@, probe="image", route=~"$route"})', "{{route}}", now=True
             ),
             "none",
-            "A photo that exists loads as thumbnail, preview and original. Fails while the ping works: disk,"
-            " permissions or database. Alert: ImmichImageLoadFailing.",
+            "A photo that exists loads as thumbnail, preview and original; it takes an API key. Fails while the ping"
+            " works: disk, permissions or database. Alert: ImmichImageLoadFailing.",
             states=WORKS,
             names=True,
-            words=(MAINTENANCE, Word("no API key", TRIED)),
+            words=(MAINTENANCE, Word("not tried", TRIED)),
             w=8,
             h=5,
         ),
@@ -284,7 +298,7 @@ def board() -> Board:
             "How long the probe's photos took. Bad: seconds, while `Time to the first byte` is short: a slow disk, or"
             " a slow line. No alert speaks of it.",
             names=True,
-            words=(MAINTENANCE, Word("no API key", TRIED)),
+            words=(MAINTENANCE, Word("not tried", TRIED)),
             w=8,
             h=5,
         ),

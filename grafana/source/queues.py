@@ -51,6 +51,7 @@ REQUIRED = f"sum by (stage) (immich_vitals_library_required{{@, {STAGES}}})"
 # From raw counts, so that it is there without rules; those also leave out a database that was empty for a while.
 LEAST = f"sum by (stage) (min_over_time(immich_vitals_library_pending{{@, {STAGES}}}[7d]))"
 COVERAGE = f"1 - {PENDING} / ({REQUIRED} > 0)"
+PRESENT = "instance:immich_vitals_library_present:sum{@}"
 FAILURES = "job_failed|thumbnail_failed|media_failed"
 
 
@@ -474,17 +475,20 @@ def board() -> Board:
             "Gone within a day",
             # A recording: the most of a day is that of a sum.
             Query(
-                """
+                f"""
                 max(
-                  max_over_time(instance:immich_vitals_library_present:sum{@}[1d])
-                  - instance:immich_vitals_library_present:sum{@}
+                  (1 - {PRESENT} / (max_over_time({PRESENT}[1d]) > 0))
+                  * (max_over_time({PRESENT}[1d]) - {PRESENT} > bool {limit("mass_deletion_assets"):.0f})
                 )
                 """,
                 now=True,
             ),
-            "short",
-            "How many fewer assets are outside the trash than at any time of the last day. Bad: a fifth of the"
-            " library; they lie in the trash for some days. Alert: ImmichMassDeletion.",
+            "percentunit",
+            "Part of the assets outside the trash that is no longer there, against the most of the last day; 0 while"
+            " it is only a handful. Red: a mass deletion; the trash keeps them for some days. Alert:"
+            " ImmichMassDeletion.",
+            given=((WELL, None), (BAD, limit("mass_deletion_ratio"))),
+            decimals=0,
         ),
         number(
             "Newest asset",
@@ -521,30 +525,36 @@ def board() -> Board:
             " ImmichExternalLibraryOffline.",
             sort="Value",
             descending=True,
-            w=8,
+            w=6,
             h=9,
             empty="unknown",
         ),
         number(
-            "Offline, and new so",
-            # From raw counts, so that it is there without rules.
-            [
-                Query("sum(immich_vitals_library_external_offline_assets{@})", "offline", now=True),
-                Query(
-                    """
-                    sum(
-                      immich_vitals_library_external_offline_assets{@}
-                      - min_over_time(immich_vitals_library_external_offline_assets{@}[7d])
-                    )
-                    """,
-                    "this week",
-                    now=True,
-                ),
-            ],
+            "Offline",
+            Query("sum(immich_vitals_library_external_offline_assets{@})", now=True),
             "short",
-            "Files of external libraries that the last scan did not find, and how many more than a week ago. Bad: many"
-            " this week; their disk is away. Alert: ImmichExternalLibraryOffline.",
-            names=True,
+            "Files of external libraries that the last scan did not find. A number that stays is old news. Alert:"
+            " ImmichExternalLibraryOffline, which reads what is new.",
+            w=3,
+            h=9,
+        ),
+        number(
+            "Newly offline",
+            # From raw counts, so that it is there without rules.
+            Query(
+                """
+                sum(
+                  immich_vitals_library_external_offline_assets{@}
+                  - min_over_time(immich_vitals_library_external_offline_assets{@}[7d])
+                )
+                """,
+                now=True,
+            ),
+            "short",
+            "How many more files of external libraries are offline than at the best moment of the week. Bad: many;"
+            " their disk is away. Alert: ImmichExternalLibraryOffline.",
+            given=((WELL, None), (SOON, limit("external_offline_assets"))),
+            w=3,
             h=9,
         ),
         number(

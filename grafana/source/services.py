@@ -48,7 +48,7 @@ EXITS = {
 }
 # ImmichRestartLoop, its slow form: more than three starts in an hour.
 STARTS_IN_AN_HOUR = 3
-FOLLOWED = (State(1, "followed", WELL), State(0, "not followed", SOON))
+FOLLOWED = (State(1, "followed", WELL), State(0, "not followed", BAD))
 VERSIONS_LOOKED_AT = 'immich_vitals_collector_success{@, collector="version"} == 1'
 OURS = '@, component=~"$component", container=~"$container"'
 MATCHES = 'immich_vitals_log_matches_total{@, component=~"$component", signature=~"$signature"}'
@@ -105,7 +105,7 @@ def board() -> Board:
             CONTAINER,
             "What each container of Immich does. Red: it does not run, says itself that it is unwell, or is not there"
             " at all; orange: somebody froze it. Alerts: ImmichContainerDown, ImmichContainerStopped,"
-            " ImmichContainerPaused, ImmichContainerUnhealthy, ImmichServiceMissing.",
+            " ImmichContainerPaused, ImmichContainerUnhealthy, ImmichServiceMissing, ImmichRestartLoop.",
             h=8,
         ),
         rows(

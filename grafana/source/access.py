@@ -2,6 +2,7 @@
 
 from grafana.source.kit import (
     BAD,
+    CLEAR,
     NOTE,
     PLAIN,
     SOON,
@@ -164,7 +165,7 @@ def board() -> Board:
             "s",
             "How long the smallest answer takes. External above the line and direct far below it: the proxy or the"
             " line is slow. Both above it: the server is. Alert: ImmichProxySlow.",
-            given=((SOON, limit("proxy_first_byte_seconds")),),
+            given=((CLEAR, None), (SOON, limit("proxy_first_byte_seconds"))),
             w=10,
         ),
         lines(

@@ -38,6 +38,7 @@ KNOWN = "immich_vitals_build_info"
 # Colour means something or there is none: green is well, blue is worth knowing, orange soon hurts, red hurts.
 WELL, NOTE, SOON, BAD, UNKNOWN = "green", "blue", "orange", "red", "#8e8e8e"
 PLAIN = "text"
+CLEAR = "transparent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,10 @@ def lines(
     most: float | None = None,
     unknown: str = "",
 ) -> timeseries.Panel:
-    """Lines over time; `given` also draws a dashed line at each level. Gaps stay gaps: nothing was known then.
+    """Lines over time. Gaps stay gaps: nothing was known then.
 
+    `given` draws a dashed line at each level. With a colour from below (`((CLEAR, None), (SOON, 2))`, where little is
+    bad `((BAD, None), (CLEAR, 0.05))`) what lies beyond is tinted, too: for levels that alone decide.
     `unknown` is said where there is no line at all.
     """
     panel: timeseries.Panel = _basic(timeseries.Panel(), title, queries, unit, about, w, h)
@@ -137,9 +140,12 @@ def lines(
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(shared.StackingMode.NORMAL))
     if given:
-        style = common.GraphThresholdsStyleConfig().mode(shared.GraphTresholdsStyleMode.DASHED)
-        panel = panel.thresholds(levels([(PLAIN, None), *(each for each in given if each[1] is not None)]))
-        panel = panel.thresholds_style(style)
+        tinted = given[0][1] is None
+        modes = shared.GraphTresholdsStyleMode
+        panel = panel.thresholds(levels(given if tinted else [(PLAIN, None), *given]))
+        panel = panel.thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(modes.DASHED_AND_AREA if tinted else modes.DASHED)
+        )
     if least is not None:
         panel = panel.min(least)
     if unknown:

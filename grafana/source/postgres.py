@@ -2,6 +2,7 @@
 
 from grafana.source.kit import (
     BAD,
+    CLEAR,
     NOTE,
     PLAIN,
     SOON,
@@ -453,7 +454,7 @@ def _held_up(made: Board) -> None:
             "percentunit",
             "Part of the connections that Postgres allows. Bad: above the line; at 100 % Immich's own are refused."
             " Alert: ImmichPostgresConnectionsNearLimit.",
-            given=((SOON, limit("postgres_connections_ratio")),),
+            given=((CLEAR, None), (SOON, limit("postgres_connections_ratio"))),
             most=1.0,
         ),
         lines(
@@ -480,7 +481,7 @@ def _held_up(made: Board) -> None:
             "short",
             "Sessions that wait for a lock. Moments are normal; a plain means that somebody does not let go, and what"
             " waits hangs in Immich. Alert: ImmichPostgresBlocked.",
-            given=((SOON, 1),),
+            given=((CLEAR, None), (SOON, 1)),
             w=8,
         ),
         lines(

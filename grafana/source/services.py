@@ -2,6 +2,7 @@
 
 from grafana.source.kit import (
     BAD,
+    CLEAR,
     NOTE,
     PLAIN,
     SOON,
@@ -341,7 +342,7 @@ def board() -> Board:
             "percentunit",
             "Memory that programs can still get. Below the line Linux drops the pages of running programs and"
             " everything crawls. Alerts: ImmichMemoryLow, ImmichHostOOM.",
-            given=((BAD, limit("memory_low_ratio")),),
+            given=((BAD, None), (CLEAR, limit("memory_low_ratio"))),
             w=8,
             most=1.0,
         ),
@@ -354,7 +355,7 @@ def board() -> Board:
             "percentunit",
             "Part of the time in which nothing could run because all waited for it. Bad: memory above the line; io"
             " there is a disk that cannot follow. Alert: ImmichMemoryPressure.",
-            given=((BAD, limit("memory_pressure_ratio")),),
+            given=((CLEAR, None), (BAD, limit("memory_pressure_ratio"))),
             w=8,
             unknown="unknown: not every kernel tells",
         ),

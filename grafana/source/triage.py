@@ -4,6 +4,7 @@ from grafana.source import rulebook
 from grafana.source.kit import (
     BAD,
     BOARDS,
+    CLEAR,
     NOTE,
     PLAIN,
     RUNBOOKS,
@@ -383,7 +384,7 @@ def board() -> Board:
             Query("max by (route) (immich_vitals_probe_first_byte_seconds{@})", "{{route}}"),
             "s",
             "How long the smallest answer takes. Above the line people say that it hangs. Alert: ImmichProxySlow.",
-            given=((SOON, limit("proxy_first_byte_seconds")),),
+            given=((CLEAR, None), (SOON, limit("proxy_first_byte_seconds"))),
             w=8,
             h=7,
         ),
@@ -420,7 +421,7 @@ def board() -> Board:
             "percentunit",
             "Memory of the machine that programs can still get. Below the line Linux drops the pages of running"
             " programs and everything crawls. Alerts: ImmichMemoryLow, ImmichHostOOM.",
-            given=((BAD, limit("memory_low_ratio")),),
+            given=((BAD, None), (CLEAR, limit("memory_low_ratio"))),
             w=12,
             h=7,
             most=1.0,

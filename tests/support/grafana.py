@@ -51,12 +51,16 @@ class Panel:
         return found
 
     def colors(self, found: Iterable[Series]) -> set[str]:
-        """The colours of what a query gave. Lines have none: their levels are drawn beside them."""
-        if self.type == "timeseries":
+        """The colours of what a query gave; of lines those of the area they lie in, if levels tint it."""
+        if self.type == "timeseries" and self._style != "dashed+area":
             return set()
         if self.type == "table":
             return {color for series in found for color in self._of_row(*series)}
         return {_color(self.defaults, value) for _, value in found}
+
+    @property
+    def _style(self) -> str:
+        return str(self.defaults.get("custom", {}).get("thresholdsStyle", {}).get("mode", "off"))
 
     def columns(self) -> dict[str, str]:
         """The titles of a table's columns, by the label or `Value` that they show."""

@@ -66,7 +66,11 @@ class Seen:
             states,
             frozenset(labels["alertname"] for labels in listed if labels.get("rank", "") == least),
             {
-                str(panel): frozenset(color for found in ask(panel) for color in panel.colors(found))
+                str(panel): frozenset(
+                    color
+                    for target, found in zip(panel.json["targets"], ask(panel), strict=True)
+                    for color in panel.colors(found, target["refId"])
+                )
                 for panel in speaking
             },
         )

@@ -50,12 +50,13 @@ class Panel:
         found: Mapping[str, Any] = self.json["fieldConfig"]["defaults"]
         return found
 
-    def colors(self, found: Iterable[Series]) -> set[str]:
+    def colors(self, target: Mapping[str, Any], found: Iterable[Series]) -> set[str]:
         """The colours of what a query gave; of lines those of the area they lie in, if levels tint it."""
         if self.type == "timeseries" and self._style != "dashed+area":
             return set()
         if self.type == "table":
-            return {color for series in found for color in self._of_row(*series)}
+            column = "Value" if len(self.json["targets"]) == 1 else f"Value #{target['refId']}"
+            return {color for labels, value in found for color in self._of_row({**labels, column: value})}
         return {_color(self.defaults, value) for _, value in found}
 
     @property
@@ -68,12 +69,12 @@ class Panel:
         found: dict[str, str] = organized["options"]["renameByName"]
         return found
 
-    def _of_row(self, labels: Mapping[str, str], value: float) -> Iterator[str]:
+    def _of_row(self, row: Mapping[str, str | float]) -> Iterator[str]:
         overrides = {each["matcher"]["options"]: each["properties"] for each in self.json["fieldConfig"]["overrides"]}
         for name, title in self.columns().items():
             config = {each["id"]: each["value"] for each in overrides.get(title, ())}
-            if "custom.cellOptions" in config:
-                yield _color(config, value if name == "Value" else labels.get(name, ""))
+            if "custom.cellOptions" in config and name in row:
+                yield _color(config, row[name])
 
 
 def _color(config: Mapping[str, Any], value: float | str) -> str:

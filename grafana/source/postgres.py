@@ -472,7 +472,7 @@ def _held_up(made: Board) -> None:
             "s",
             "How long the oldest transaction has been open; 0 while none is. Bad: above the line, since it may hold"
             " locks and Postgres cannot clean up after it. Alert: ImmichPostgresLongTransaction.",
-            given=((SOON, limit("postgres_transaction_seconds")),),
+            given=((CLEAR, None), (SOON, limit("postgres_transaction_seconds"))),
             w=8,
         ),
         lines(

@@ -288,6 +288,18 @@ def test_an_engine_that_cannot_read_on(how: str) -> None:
     assert stream.problem is not None
 
 
+def test_a_dead_connection_is_no_damage() -> None:
+    """When a stream that was whole falls silent before the newest line, that line is asked for and nothing is lost."""
+    known, first, second = (frame(NOON - ago * SECOND, b"%d\n" % ago) for ago in (99, 90, 60))
+    engine = Engine(Told(known, first, None), Told(second, b""), Told(first, second, b""))
+    taken = Taken()
+    stream = stream_of(engine, taken, Mark(NOON - 99 * SECOND, 1, NOON - 99 * SECOND))
+    for _ in range(2):
+        stream._attempt(lambda: False)
+    assert taken.lines == [b"90", b"60"]
+    assert stream.problem is None
+
+
 def test_a_quiet_log_is_no_fault() -> None:
     """An engine whose newest line is the one that is known is asked again after a while, and nothing is said."""
     newest = Told(frame(NOON - 90 * SECOND, b"known\n"), b"")

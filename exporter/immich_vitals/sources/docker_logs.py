@@ -510,7 +510,9 @@ class _Stream:
                 if silence >= self._quiet:
                     return True
                 if self._stalls(frames):
-                    self._skip_damage()
+                    # Later on, or after lines, it may as well be the connection that is dead: a new answer shows.
+                    if silence == quiet and not brought:
+                        self._skip_damage()
                     return True
                 quiet = min(2 * quiet, self._quiet - silence)
                 continue

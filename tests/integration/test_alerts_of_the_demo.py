@@ -69,7 +69,7 @@ class Seen:
                 str(panel): frozenset(
                     color
                     for target, found in zip(panel.json["targets"], ask(panel), strict=True)
-                    for color in panel.colors(found, target["refId"])
+                    for color in panel.colors(target, found)
                 )
                 for panel in speaking
             },

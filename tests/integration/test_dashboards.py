@@ -67,7 +67,7 @@ def test_panel_has_data_on_a_healthy_system(prometheus: Prometheus, panel: Panel
         series += len(found)
         for name in re.findall(r"{{\s*(\w+)\s*}}", target["legendFormat"]):
             assert all(labels.get(name) for labels, _ in found), f"nothing to show for {name}"
-        assert not panel.colors(found, target["refId"]) & {BAD, SOON}, f"{target['expr']}: {found}"
+        assert not panel.colors(target, found) & {BAD, SOON}, f"{target['expr']}: {found}"
     # A number or a bar may say in a word why there is none, such as that something is switched off.
     says = panel.type in ("stat", "bargauge") and panel.defaults["noValue"] != "unknown"
     assert series or says, f"no data for {panel.queries}"

@@ -164,21 +164,22 @@ def number(
     w: int = 4,
     h: int = 4,
     names: bool = False,
-    graph: bool = False,
     decimals: int | None = None,
     unknown: str = "unknown",
     words: Sequence[Word] = (),
 ) -> stat.Panel:
-    """What is true now, in large letters; `names` shows the name of each series beside its value. Where there is none,
-    the first of `words` that holds says why; the values themselves are then never negative."""
+    """What is true now, not what was last known, in large letters; `names` shows the name of each series beside it.
+
+    Where there is no value the first of `words` that holds says why; the values themselves are then never negative.
+    """
     asked_for = [queries] if isinstance(queries, Query) else queries
-    queries = [replace(query, expr=or_words(query.expr, words)) for query in asked_for]
+    queries = [replace(query, expr=or_words(query.expr, words), now=True) for query in asked_for]
     if words:
         queries = [replace(query, expr=dashed(query.expr, _LEGEND.findall(query.legend))) for query in queries]
     panel: stat.Panel = _basic(stat.Panel(), title, queries, unit, about, w, h)
     panel = (
-        panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull" if graph else "last"]).values(False))
-        .graph_mode(shared.BigValueGraphMode.AREA if graph else shared.BigValueGraphMode.NONE)
+        panel.reduce_options(common.ReduceDataOptions().calcs(["last"]).values(False))
+        .graph_mode(shared.BigValueGraphMode.NONE)
         .color_mode(shared.BigValueColorMode.BACKGROUND if states else shared.BigValueColorMode.VALUE)
         .text_mode(shared.BigValueTextMode.VALUE_AND_NAME if names else shared.BigValueTextMode.VALUE)
         .orientation(shared.VizOrientation.HORIZONTAL if names else shared.VizOrientation.AUTO)
@@ -237,9 +238,11 @@ def bars(
     most: float | None = None,
 ) -> bargauge.Panel:
     """How much of each there is now, as bars with their names."""
+    asked_for = [queries] if isinstance(queries, Query) else queries
+    queries = [replace(query, now=True) for query in asked_for]
     panel: bargauge.Panel = _basic(bargauge.Panel(), title, queries, unit, about, w, h)
     panel = (
-        panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+        panel.reduce_options(common.ReduceDataOptions().calcs(["last"]).values(False))
         .display_mode(shared.BarGaugeDisplayMode.BASIC)
         .value_mode(shared.BarGaugeValueMode.TEXT)
         .orientation(shared.VizOrientation.HORIZONTAL)

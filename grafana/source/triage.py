@@ -480,13 +480,12 @@ def board() -> Board:
             w=8,
             h=5,
         ),
-        number(
+        lines(
             "Assets in the library",
-            Query('sum(immich_vitals_library_assets{@, state!="trashed"})'),
+            Query('sum(immich_vitals_library_assets{@, state!="trashed"})', "assets"),
             "short",
             "All photos and videos outside the trash. A cliff is a mass deletion, or another database. Alerts:"
             " ImmichMassDeletion, ImmichDatabaseRolledBack, ImmichDatabaseEmpty.",
-            graph=True,
             w=8,
             h=5,
         ),

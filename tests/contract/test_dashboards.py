@@ -148,6 +148,12 @@ def test_query_reads_counters_as_counters(panel: Panel) -> None:
             )
 
 
+@each_panel("stat", "bargauge", "table")
+def test_what_is_now_is_asked_now(panel: Panel) -> None:
+    """Numbers, bars and tables show no value of an hour ago as today's: they ask for this moment alone."""
+    assert all(target["instant"] and not target["range"] for target in panel.json["targets"])
+
+
 @each_board
 def test_variables_select_the_target(board: str) -> None:
     """Data source, job, cluster and instance can be chosen, and the lists follow the time range."""

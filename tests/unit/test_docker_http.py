@@ -5,14 +5,14 @@ import socket
 
 import pytest
 
-from immich_vitals.sources.docker_http import _PatientReader
+from immich_vitals.sources.http_within import PatientReader
 
 
 def test_a_stream_goes_on_after_silence() -> None:
     """Silence is no end: what comes after it is read over the same connection, also when http.client has closed it."""
     ours, engines = socket.socketpair()
     with engines:
-        reader = _PatientReader(ours)
+        reader = PatientReader(ours)
         stream = io.BufferedReader(reader)
         ours.close()
         for word in (b"one", b"two"):

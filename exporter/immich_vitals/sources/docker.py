@@ -15,7 +15,8 @@ from immich_vitals.config import DockerConfig
 from immich_vitals.flight import Flight
 
 if TYPE_CHECKING:
-    from immich_vitals.sources.docker_http import Bytes, Connection, Stream
+    from immich_vitals.sources.docker_http import Connection
+    from immich_vitals.sources.http_within import Bytes, Stream
 
 STATES = ("created", "running", "paused", "restarting", "removing", "exited", "dead")
 HEALTHS = ("starting", "healthy", "unhealthy", "none")

@@ -26,7 +26,7 @@ from immich_vitals.sources.docker_components import Finder, Matching, Part
 from immich_vitals.sources.log_lines import Batch, Budget, Followed, Intake, Place, Splitter
 
 if TYPE_CHECKING:
-    from immich_vitals.sources.docker_http import Bytes
+    from immich_vitals.sources.http_within import Bytes
 
 CONNECT_SECONDS = 10.0
 LOOK_SECONDS = 1.0  # for one container that hangs, in a look at all

@@ -207,8 +207,8 @@ def timeline(
     panel: statetimeline.Panel = _basic(statetimeline.Panel(), title, queries, "none", about, w, h)
     return (
         panel.mappings(mappings(states))
-        .thresholds(levels(((UNKNOWN, None),)))
-        .color_scheme(build.FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
+        # With a scheme of thresholds Grafana would merge values by them and forget the words and colours of the states.
+        .color_scheme(build.FieldColor().mode(model.FieldColorModeId.FIXED).fixed_color(UNKNOWN))
         .merge_values(True)
         .show_value(shared.VisibilityMode.NEVER)
         .row_height(row_height)

@@ -205,6 +205,10 @@ def test_colour_means_something(panel: Panel) -> None:
         assert {mapping["type"] for mapping in mappings} >= {"value", "special"}
         known = next(mapping["options"] for mapping in mappings if mapping["type"] == "value")
         assert all(result["text"] and result["color"] for result in known.values())
+    if panel.type == "state-timeline":
+        scheme = panel.defaults["color"]
+        assert scheme == {"mode": "fixed", "fixedColor": "#8e8e8e"}, "thresholds would take the place of the states"
+        assert "thresholds" not in panel.defaults
     if panel.type == "timeseries":
         assert panel.defaults["custom"]["spanNulls"] is False, "a gap would look like data"
     if panel.type in ("stat", "bargauge", "state-timeline", "table"):

@@ -34,7 +34,7 @@ IMMICH_USER = 1000
 class World:
     """Everything an exporter watches, healthy, in a temporary folder that ends with the `with` block.
 
-    `feed_every` is the number of seconds between two jobs that come in, 0 for none.
+    `feed_every` is the number of seconds between two jobs that come in, 0 for none; `major` the version of Postgres.
     """
 
     folder: Path
@@ -44,15 +44,18 @@ class World:
     logs: Logs
     web: Web
 
-    def __init__(self, feed_every: float = 0.0) -> None:
+    def __init__(self, feed_every: float = 0.0, major: int = 18) -> None:
         self._feed_every = feed_every
+        self._major = major
         self._ends = ExitStack()
         self._worker: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as ends:
             self.folder = ends.enter_context(Scratch()).path
-            self.postgres = Postgres(self.folder / "postgres", settings={"max_connections": str(MAX_CONNECTIONS)})
+            self.postgres = Postgres(
+                self.folder / "postgres", self._major, settings={"max_connections": str(MAX_CONNECTIONS)}
+            )
             self.redis = Redis(self.folder / "redis")
             self.library = make_library(self.media, self.external)
             self._give_media_away()

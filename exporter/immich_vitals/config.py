@@ -97,10 +97,21 @@ class RedisConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class KubernetesConfig:
+    """Where the API of a cluster answers. `account` is a folder with `token`, `ca.crt` and `namespace`; `namespace` is
+    None when that one counts."""
+
+    api: str
+    account: Path
+    namespace: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DockerConfig:
     """Where the Docker API answers, and which containers are Immich's.
 
-    `host` is None when none is set: then the usual sockets are tried. `overrides` maps a component to a pattern
+    `host` is None when none is set: then `kubernetes` is asked, and where there is none the usual sockets are tried.
+    `project` is one of Compose, or a release of Helm. `overrides` maps a component to a pattern
     of container names.
     """
 
@@ -111,6 +122,7 @@ class DockerConfig:
     overrides: Mapping[str, str]
     project: str | None
     usage_interval: float
+    kubernetes: KubernetesConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +252,7 @@ def load(
             overrides=values.mapping(OWN + "CONTAINERS", COMPONENTS),
             project=values.text(OWN + "COMPOSE_PROJECT") or None,
             usage_interval=values.duration(OWN + "CONTAINER_USAGE_INTERVAL"),
+            kubernetes=_kubernetes(values),
         ),
         paths=_paths(values),
         path_map=_path_map(values),
@@ -415,7 +428,7 @@ class _Values:
             if variable and environ.get(variable):
                 self._read_secret_file(variable, setting, environ)
         for name in sorted(environ):
-            if name.startswith(OWN) and name not in BY_NAME and name not in files:
+            if name.startswith(OWN) and name not in BY_NAME and name not in files and not _SERVICE_LINK.fullmatch(name):
                 self.mistake(name, "there is no such setting", _did_you_mean(name, [*BY_NAME, *filter(None, files)]))
 
     def _read_secret_file(self, variable: str, setting: Setting, environ: Mapping[str, str]) -> None:
@@ -468,6 +481,10 @@ class _Values:
             self._raw[setting.name] = [str(item) for item in value]
         else:
             self._raw[setting.name] = str(value)
+
+
+# Kubernetes tells the containers of a namespace about each Service in it, and ours is called immich-vitals.
+_SERVICE_LINK = re.compile(OWN + r"(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP)(?:_\w+)?)?)")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -652,6 +669,22 @@ def _docker_host(values: _Values) -> str | None:
             "write unix:///path or tcp://host:port",
         )
     return host or None
+
+
+def _kubernetes(values: _Values) -> KubernetesConfig | None:
+    """As set, else that of the cluster we are in: Kubernetes tells each container where it is."""
+    name = OWN + "KUBERNETES_API"
+    api, host = values.text(name).rstrip("/"), values.text("KUBERNETES_SERVICE_HOST")
+    namespace = values.text(OWN + "KUBERNETES_NAMESPACE")
+    if namespace and not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
+        values.mistake(OWN + "KUBERNETES_NAMESPACE", f"{namespace!r} is no namespace", "see `kubectl get namespaces`")
+    if api and not re.fullmatch(r"https?://([-.\w]+|\[[0-9a-fA-F:.]+\])(:[1-9]\d{0,4})?(/[-.\w/]*)?", api):
+        values.mistake(name, "the value is not the address of an API server", "write for example https://10.0.0.1:6443")
+    if not api and not host:
+        return None
+    if not api:
+        api = f"https://{f'[{host}]' if ':' in host else host}:{values.port('KUBERNETES_SERVICE_PORT')}"
+    return KubernetesConfig(api, Path(values.text(OWN + "KUBERNETES_ACCOUNT_PATH")), namespace or None)
 
 
 def _paths(values: _Values) -> tuple[WatchedPath, ...]:

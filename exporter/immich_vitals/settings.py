@@ -47,6 +47,7 @@ _DB = "Postgres (Immich's own names)"
 _REDIS = "Redis or Valkey (Immich's own names)"
 _OWN_LOGIN = "Logins of our own, with fewer rights"
 _DOCKER = "Docker or Podman"
+_KUBERNETES = "Kubernetes"
 _PATHS = "Paths, as this process sees them"
 _LOGS = "Logs"
 _FILES = "Folders and files"
@@ -80,7 +81,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("DOCKER_CERT_PATH", "path", "Folder with `ca.pem`, `cert.pem` and `key.pem` for that.", "", _DOCKER),
     Setting(OWN + "EXPECT", "list", "Components that must have a container here; one that is missing is reported as missing.", "server, machine_learning, database, redis", _DOCKER, choices=COMPONENTS),
     Setting(OWN + "CONTAINERS", "mapping", "Which container is which component where names and labels do not tell, as `database=my-pg, proxy=swag`; `*` and `?` match. A component named here is found by this name alone.", "", _DOCKER, choices=COMPONENTS),
-    Setting(OWN + "COMPOSE_PROJECT", "text", "Compose project of Immich, where several Immich share one Docker.", "", _DOCKER),
+    Setting(OWN + "COMPOSE_PROJECT", "text", "Compose project of Immich, where several Immich share one Docker; on Kubernetes the release of Helm (label `app.kubernetes.io/instance`).", "", _DOCKER),
+    Setting("KUBERNETES_SERVICE_HOST", "text", "Address of the cluster's API. Kubernetes sets it in every container; where DOCKER_HOST is not set, pods are then read in place of Docker's containers.", "", _KUBERNETES),
+    Setting("KUBERNETES_SERVICE_PORT", "port", "Its port; set by Kubernetes as well.", "443", _KUBERNETES),
+    Setting(OWN + "KUBERNETES_API", "text", "Another address of that API, as `https://10.0.0.1:6443`: also from outside of the cluster.", "", _KUBERNETES),
+    Setting(OWN + "KUBERNETES_ACCOUNT_PATH", "path", "Folder with `token`, `ca.crt` and `namespace` of a service account.", "/var/run/secrets/kubernetes.io/serviceaccount", _KUBERNETES),
+    Setting(OWN + "KUBERNETES_NAMESPACE", "text", "Immich's namespace, where it is not the one of the service account.", "", _KUBERNETES),
     Setting("IMMICH_MEDIA_LOCATION", "path", "Immich's media folder.", "", _PATHS),
     Setting("UPLOAD_LOCATION", "path", "Immich's media folder on the host; read when IMMICH_MEDIA_LOCATION is not set or does not exist here.", "", _PATHS),
     Setting("DB_DATA_LOCATION", "path", "Postgres' data directory on the host.", "", _PATHS),

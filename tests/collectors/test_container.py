@@ -26,6 +26,7 @@ from immich_vitals.collectors.container import ContainerCollector, ContainerUsag
 from immich_vitals.config import Config, load
 from immich_vitals.metrics import Sample
 from immich_vitals.sources import docker as docker_source
+from immich_vitals.sources.docker import Docker
 from support import golden
 from support.certificates import make_certificate
 from support.fake_docker import FakeDocker
@@ -37,6 +38,11 @@ IMMICH = ("immich_server", "immich_machine_learning", "immich_redis", "immich_po
 
 def settings(host: str, **others: str) -> Config:
     return load({"DOCKER_HOST": host, **others})
+
+
+def docker_cases(collector: str) -> list[Path]:
+    """Those of Kubernetes are in test_container_kubernetes.py."""
+    return [case for case in golden.cases(collector) if not case.name.startswith("kubernetes-")]
 
 
 def ids(folder: Path) -> dict[str, str]:
@@ -97,7 +103,7 @@ def container(healthy: FakeDocker) -> Iterator[Collector]:
     collector.close()
 
 
-@pytest.mark.parametrize("case", golden.cases("container"), ids=lambda path: path.name)
+@pytest.mark.parametrize("case", docker_cases("container"), ids=lambda path: path.name)
 def test_golden(case: Path, update_golden: bool) -> None:
     """What the engine answered becomes exactly the expected samples, with no secret among them."""
     chosen = case / "settings.json"
@@ -110,7 +116,7 @@ def test_golden(case: Path, update_golden: bool) -> None:
     assert "hunter2" not in (case / "expected.prom").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("case", golden.cases("container_usage"), ids=lambda path: path.name)
+@pytest.mark.parametrize("case", docker_cases("container_usage"), ids=lambda path: path.name)
 def test_golden_usage(case: Path, update_golden: bool) -> None:
     """What the engine answered about usage becomes exactly the expected samples."""
     with FakeDocker(case) as fake:
@@ -437,7 +443,8 @@ class Follower:
     """A collector whose event stream is followed in a thread, as the runner does."""
 
     def __init__(self, fake: FakeDocker, quiet: float) -> None:
-        self.collector = ContainerCollector(fake.host, settings(fake.host).docker, quiet=quiet)
+        config = settings(fake.host).docker
+        self.collector = ContainerCollector(lambda: Docker(fake.host, config), config, quiet=quiet)
         self._stop = threading.Event()
         self.failure: CollectorFailure | None = None
         self._ended = threading.Thread(target=self._follow, daemon=True)

@@ -178,7 +178,7 @@ def test_old_worker_on_a_real_redis(redis_server: Redis, postgres18: Postgres, c
 
 def test_nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Docker and database the collector is off, and says what to do."""
-    monkeypatch.setattr("immich_vitals.collectors.version.find_host", lambda config: None)
+    monkeypatch.setattr("immich_vitals.collectors.version.find_engine", lambda config: None)
     assert VersionCollector.from_config(load({})) is None
     assert "DB_HOSTNAME" in VersionCollector.disabled_because(load({}))
 

@@ -15,6 +15,7 @@ from immich_vitals.collectors.storage import StorageCollector
 from immich_vitals.config import load
 from immich_vitals.metrics import Sample
 from immich_vitals.sources import docker_http
+from immich_vitals.sources.docker import Docker
 from immich_vitals.sources.storage import NAMES
 from support.docker_engine import IMAGE, Engine, EngineError, why_not
 
@@ -47,7 +48,8 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
 
 @pytest.fixture
 def container(engine: Engine) -> Iterator[ContainerCollector]:
-    collector = ContainerCollector(engine.host, load({"DOCKER_HOST": engine.host}).docker, quiet=0.5)
+    config = load({"DOCKER_HOST": engine.host}).docker
+    collector = ContainerCollector(lambda: Docker(engine.host, config), config, quiet=0.5)
     yield collector
     collector.close()
 

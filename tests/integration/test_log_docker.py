@@ -15,6 +15,8 @@ from immich_vitals.config import load
 from immich_vitals.metrics import Sample
 from immich_vitals.signatures import Catalogue
 from immich_vitals.sources import docker_http, docker_logs
+from immich_vitals.sources.docker import Docker
+from immich_vitals.sources.docker_components import Matching
 from immich_vitals.sources.docker_logs import DockerLogs
 from immich_vitals.sources.log_lines import Budget
 from immich_vitals.sources.state import State
@@ -55,7 +57,14 @@ class Follower:
     def start(self) -> None:
         config = load({"DOCKER_HOST": self._engine.host}).docker
         counts = Counts(Catalogue.load(), self._state.read(), SystemClock())
-        self.source = DockerLogs(self._engine.host, config, counts, Budget(1.0), list_seconds=0.1, quiet=self._quiet)
+        self.source = DockerLogs(
+            Docker(self._engine.host, config),
+            Matching.of(config),
+            counts,
+            Budget(1.0),
+            list_seconds=0.1,
+            quiet=self._quiet,
+        )
         self.collector = LogCollector(counts, [self.source], self._state)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: self.collector.follow(self._stop.is_set), daemon=True)

@@ -268,3 +268,33 @@ def test_folder_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def paths(config: Config) -> dict[str, Path]:
     return {watched.role: watched.path for watched in config.paths}
+
+
+def test_in_a_cluster() -> None:
+    """Kubernetes tells where its API is, IPv6 too; a setting of ours wins."""
+    told = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
+    found = load(told).docker.kubernetes
+    assert found is not None
+    assert (found.api, found.namespace) == ("https://[fd00::1]:6443", None)
+    assert found.account == Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    mine = {"IMMICH_VITALS_KUBERNETES_API": "https://k8s:6443/", "IMMICH_VITALS_KUBERNETES_NAMESPACE": "photos"}
+    found = load({**told, **mine}).docker.kubernetes
+    assert found is not None
+    assert (found.api, found.namespace) == ("https://k8s:6443", "photos")
+    assert load({}).docker.kubernetes is None
+
+
+@pytest.mark.parametrize("api", ["k8s:6443", "https://user:hunter2@k8s", "https://k8s?x=1", "https://k8s:0"])
+def test_cluster_with_mistakes(api: str) -> None:
+    """What is no address of an API, or no namespace, is named; a login in it is not shown."""
+    with pytest.raises(ConfigError) as caught:
+        load({"IMMICH_VITALS_KUBERNETES_API": api, "IMMICH_VITALS_KUBERNETES_NAMESPACE": "Photos/x"})
+    settings = {mistake.setting for mistake in caught.value.mistakes}
+    assert settings == {"IMMICH_VITALS_KUBERNETES_API", "IMMICH_VITALS_KUBERNETES_NAMESPACE"}
+    assert "hunter2" not in str(caught.value)
+
+
+def test_service_links_are_no_settings() -> None:
+    """Kubernetes tells of a Service called immich-vitals in variables that begin as ours do: they hold up no start."""
+    words = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_METRICS", "PORT", "PORT_12283_TCP", "PORT_12283_TCP_ADDR")
+    load({f"IMMICH_VITALS_{word}": "tcp://10.43.0.9:12283" for word in words})

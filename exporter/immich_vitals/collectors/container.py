@@ -14,16 +14,15 @@ from immich_vitals.sources.docker import (
     HEALTHS,
     STATES,
     ContainerFacts,
-    Docker,
+    Engine,
     Event,
-    Events,
     Read,
     UsageFacts,
-    find_host,
     usual_sockets,
 )
 from immich_vitals.sources.docker_components import Finder, Matching, Part, component_of
 from immich_vitals.sources.docker_immich import media_mounted, version_of
+from immich_vitals.sources.engines import find_engine
 
 T = TypeVar("T")
 
@@ -117,18 +116,24 @@ class EventCounts:
 
 
 class _DockerCollector(Collector):
-    """What both collectors share: they are there when there is a Docker to ask."""
+    """What both collectors share: they are there when there is a Docker or a Kubernetes to ask.
 
-    def __init__(self, host: str, config: DockerConfig) -> None:
-        self._host = host
+    `engine` makes a new way to it.
+    """
+
+    def __init__(self, engine: Callable[[], Engine], config: DockerConfig) -> None:
         self._config = config
-        self._docker = Docker(host, config)
+        self._docker = engine()
         self._finder = Finder(self._docker, Matching.of(config))
 
     @classmethod
     def from_config(cls, config: Config) -> Self | None:
-        host = find_host(config.docker)
-        return cls(host, config.docker) if host else None
+        def engine() -> Engine:
+            found = find_engine(config.docker)
+            assert found is not None
+            return found
+
+        return cls(engine, config.docker) if find_engine(config.docker) else None
 
     @classmethod
     def disabled_because(cls, config: Config) -> str:
@@ -156,14 +161,19 @@ class ContainerCollector(_DockerCollector):
     timeout = 3.0
 
     def __init__(
-        self, host: str, config: DockerConfig, *, quiet: float = QUIET_SECONDS, clock: Clock | None = None
+        self,
+        engine: Callable[[], Engine],
+        config: DockerConfig,
+        *,
+        quiet: float = QUIET_SECONDS,
+        clock: Clock | None = None,
     ) -> None:
-        super().__init__(host, config)
+        super().__init__(engine, config)
         self._matching = Matching.of(config)
         # Connections and finders are not shared between the thread that scrapes and the one that follows.
-        self._followed = Docker(host, config)
+        self._followed = engine()
         self._followed_finder = Finder(self._followed, self._matching)
-        self._events = Events(self._followed, quiet, (clock or SystemClock()).time)
+        self._events = self._followed.ends(quiet, (clock or SystemClock()).time)
         self._lock = threading.Lock()
         self._parts: Sequence[Part] = ()
         self._components = dict.fromkeys(config.expected)
@@ -234,8 +244,8 @@ class ContainerUsageCollector(_DockerCollector):
     metrics = (MEMORY, CPU)
     timeout = 10.0
 
-    def __init__(self, host: str, config: DockerConfig) -> None:
-        super().__init__(host, config)
+    def __init__(self, engine: Callable[[], Engine], config: DockerConfig) -> None:
+        super().__init__(engine, config)
         # Not stretched: most of the second that Docker takes for an answer is spent waiting for its own next reading.
         self.trigger = Every(config.usage_interval, stretch=False)
 
@@ -244,6 +254,8 @@ class ContainerUsageCollector(_DockerCollector):
         read = self._docker.usage_of_all([part.container.id for part in running], ctx.deadline)
         usages = [(part, read.facts[part.container.id]) for part in running if part.container.id in read.facts]
         _tell(read, (), ctx)
+        if read.hint is not None:
+            ctx.remark(read.hint.message, read.hint.mend, optional=True)
         return container_usage_samples(usages)
 
 

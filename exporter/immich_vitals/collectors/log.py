@@ -15,8 +15,10 @@ from immich_vitals.flight import Flight, start_thread
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.settings import OWN
 from immich_vitals.signatures import Catalogue, CatalogueError, Reader
-from immich_vitals.sources.docker import find_host, usual_sockets
+from immich_vitals.sources.docker import usual_sockets
+from immich_vitals.sources.docker_components import Matching
 from immich_vitals.sources.docker_logs import DockerLogs
+from immich_vitals.sources.engines import find_engine
 from immich_vitals.sources.log_files import FileLogs
 from immich_vitals.sources.log_journal import JournalLogs
 from immich_vitals.sources.log_lines import Batch, Budget, Followed, Place, Source
@@ -47,7 +49,7 @@ END_SECONDS = 0.5
 
 
 class LogCollector(Collector):
-    """Immich's logs, followed through Docker, in files or in the systemd journal, and the known troubles in them.
+    """Immich's logs, from Docker or Kubernetes, in files or in the systemd journal, and the known troubles in them.
 
     immich_vitals_log_matches_total{component="server",signature="no_space"} 3
     immich_vitals_log_lines_total{component="server"} 48210
@@ -73,17 +75,17 @@ class LogCollector(Collector):
 
     @classmethod
     def from_config(cls, config: Config) -> Self | None:
-        host = find_host(config.docker)
-        if host is None and not config.log.files and not config.log.units:
+        engine = find_engine(config.docker, runs=True)
+        if engine is None and not config.log.files and not config.log.units:
             return None
         state = State(config.state, cls.name)
         clock = SystemClock()
         counts = Counts(_catalogue(config.log), state.read(), clock)
         budget = Budget()
         sources: list[Source] = []
-        if host is not None:
+        if engine is not None:
             elsewhere = {*config.log.files, *config.log.units}
-            sources.append(DockerLogs(host, config.docker, counts, budget, without=elsewhere))
+            sources.append(DockerLogs(engine, Matching.of(config.docker), counts, budget, without=elsewhere))
         if config.log.files:
             sources.append(FileLogs(config.log.files, counts, budget))
         if config.log.units:

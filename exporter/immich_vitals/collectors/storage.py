@@ -8,8 +8,9 @@ from immich_vitals.collector import Collector, Context, Deadline, Every, Remark
 from immich_vitals.config import Config, StorageConfig
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.settings import FOLDERS, OWN
-from immich_vitals.sources.docker import find_host
+from immich_vitals.sources.docker_components import Matching
 from immich_vitals.sources.docker_writers import FolderMount, Writer, Writers, WritersOfDocker
+from immich_vitals.sources.engines import find_engine
 from immich_vitals.sources.rights import ACCESSES, Access, User, all_of, may
 from immich_vitals.sources.state import State
 from immich_vitals.sources.storage import NAMES, Changes, FolderFacts, Identity, MediaFolders, WriteProbe, boot_id
@@ -94,8 +95,8 @@ class StorageCollector(Collector):
         watched = [item for item in config.paths if item.role in ("media", *FOLDERS)]
         if not watched:
             return None
-        host = find_host(config.docker)
-        docker = WritersOfDocker(host, config.docker) if host else None
+        engine = find_engine(config.docker)
+        docker = WritersOfDocker(engine, Matching.of(config.docker)) if engine else None
         return cls(MediaFolders(watched), config.storage, State(config.state, cls.name), docker)
 
     @classmethod

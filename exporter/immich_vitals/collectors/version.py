@@ -7,9 +7,10 @@ from typing import Self
 from immich_vitals.collector import Collector, CollectorFailure, Context, Every
 from immich_vitals.config import Config, PostgresConfig, RedisConfig
 from immich_vitals.metrics import Metric, Sample
-from immich_vitals.sources.docker import Docker, find_host
+from immich_vitals.sources.docker import Engine
 from immich_vitals.sources.docker_components import Finder, Matching
 from immich_vitals.sources.docker_immich import version_of
+from immich_vitals.sources.engines import find_engine
 from immich_vitals.sources.immich_facts import VERSION_FACTS, Told, read_facts
 from immich_vitals.sources.postgres import Database
 from immich_vitals.sources.redis import RedisServer
@@ -73,7 +74,7 @@ class VersionCollector(Collector):
     def __init__(
         self,
         interval: float,
-        docker: tuple[Docker, Finder] | None,
+        docker: tuple[Engine, Finder] | None,
         postgres: PostgresConfig | None,
         redis: RedisConfig | None,
     ) -> None:
@@ -84,10 +85,9 @@ class VersionCollector(Collector):
 
     @classmethod
     def from_config(cls, config: Config) -> Self | None:
-        host = find_host(config.docker)
-        if host is None and config.postgres is None:
+        docker = find_engine(config.docker)
+        if docker is None and config.postgres is None:
             return None
-        docker = Docker(host, config.docker) if host else None
         found = (docker, Finder(docker, Matching.of(config.docker))) if docker else None
         return cls(config.version_interval, found, config.postgres, config.redis)
 
@@ -133,7 +133,7 @@ class VersionCollector(Collector):
             self._docker[0].close()
 
 
-def _installed(docker: Docker, finder: Finder, ctx: Context) -> Sequence[Installed]:
+def _installed(docker: Engine, finder: Finder, ctx: Context) -> Sequence[Installed]:
     """What the running containers have in them; a container that cannot be read is a remark."""
     parts = [
         part for part in finder.parts(ctx.deadline) if part.component in PARTS and part.container.state == "running"

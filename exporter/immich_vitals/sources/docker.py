@@ -8,9 +8,9 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from immich_vitals.collector import CollectorFailure, Deadline, TimedOut, Unavailable
+from immich_vitals.collector import CollectorFailure, Deadline, Remark, TimedOut, Unavailable
 from immich_vitals.config import DockerConfig
 from immich_vitals.flight import Flight
 
@@ -23,7 +23,7 @@ HEALTHS = ("starting", "healthy", "unhealthy", "none")
 # Podman's own words for some of them.
 _STATE_OF = {"configured": "created", "initialized": "created", "stopped": "exited", "stopping": "running"}
 # The only variables that are read out of a container; all others may be secrets.
-_READ_ENV = (
+READ_ENV = (
     "IMMICH_MEDIA_LOCATION", "IMMICH_WORKERS_INCLUDE", "IMMICH_WORKERS_EXCLUDE", "IMMICH_SOURCE_REF",
     "PG_VERSION", "VALKEY_VERSION", "REDIS_VERSION", "NGINX_VERSION", "PUID", "PGID",
 )  # fmt: skip
@@ -119,11 +119,36 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[T]):
-    """What was read of several containers, by id; those that no longer exist; the first failure with the others."""
+    """What was read of several containers, by id; those that no longer exist; the first failure with the others; and
+    what would let more be known."""
 
     facts: Mapping[str, T]
     gone: frozenset[str]
     failure: CollectorFailure | None
+    hint: Remark | None = None
+
+
+class EndsOfContainers(Protocol):
+    """Where ends and OOM kills come from; `connected` while that stands. See `Events`."""
+
+    connected: bool
+
+    def new(self, stop: Callable[[], bool]) -> Generator[Event, None, None]: ...
+
+
+class Engine(Protocol):
+    """Whom to ask for containers: `Docker`, or `Kubernetes`, whose pods are told in Docker's words."""
+
+    def containers(self, deadline: Deadline) -> list[Listed]: ...
+    def inspect(self, container: str, deadline: Deadline) -> ContainerFacts | None: ...
+    def inspect_all(self, containers: Iterable[str], deadline: Deadline) -> Read[ContainerFacts]: ...
+    def maps_users(self, deadline: Deadline) -> bool | None: ...
+    def usage_of_all(self, containers: Iterable[str], deadline: Deadline) -> Read[UsageFacts]: ...
+    def ends(self, quiet: float, clock_time: Callable[[], float]) -> EndsOfContainers: ...
+    def logs(
+        self, container: str, deadline: Deadline, *, since: str | None = None, tail: int | None, follow: bool = True
+    ) -> "Bytes | None": ...
+    def close(self) -> None: ...
 
 
 def usual_sockets() -> tuple[Path, ...]:
@@ -244,6 +269,9 @@ class Docker:
         params = {"filters": filters} | ({"since": since} if since else {})
         return self._connection().stream("/events", params, deadline, quiet)
 
+    def ends(self, quiet: float, clock_time: Callable[[], float]) -> EndsOfContainers:
+        return Events(self, quiet, clock_time)
+
     def logs(
         self, container: str, deadline: Deadline, *, since: str | None = None, tail: int | None, follow: bool = True
     ) -> "Bytes | None":
@@ -278,7 +306,7 @@ def container_facts(raw: object) -> ContainerFacts:
             mend="look whether it is a Docker API that DOCKER_HOST names",
         )
     word = _STATE_OF.get(word, word)
-    started = _moment(state.get("StartedAt"))
+    started = moment_of(state.get("StartedAt"))
     ended = word in ("exited", "dead", "restarting", "removing") and started is not None
     mounts, groups = answer.get("Mounts"), host.get("GroupAdd")
     own_shm = not _text(host.get("IpcMode")).startswith(("host", "container:"))
@@ -289,7 +317,7 @@ def container_facts(raw: object) -> ContainerFacts:
         health=_health(state),
         restarts=_whole(answer.get("RestartCount")) or 0,
         started=started,
-        finished=_moment(state.get("FinishedAt")),
+        finished=moment_of(state.get("FinishedAt")),
         exit_code=_whole(state.get("ExitCode")) if ended else None,
         oom_killed=state.get("OOMKilled") is True,
         start_failed=word in ("created", "exited", "dead") and bool(_text(state.get("Error"))),
@@ -301,7 +329,7 @@ def container_facts(raw: object) -> ContainerFacts:
         labels=_texts(config.get("Labels")),
         user=_text(config.get("User")),
         groups=tuple(_text(each) for each in groups) if isinstance(groups, list) else (),
-        root_overrides=_overrides(host),
+        root_overrides=root_overrides(host),
         own_users=_text(host.get("UsernsMode")) == "host",
     )
 
@@ -440,7 +468,7 @@ def _mount(raw: object) -> Mount:
     return Mount(kind, name, target, source, writable=answer.get("RW") is not False)
 
 
-def _overrides(host: Mapping[str, object]) -> bool:
+def root_overrides(host: Mapping[str, object]) -> bool:
     """Whether root in a container with this HostConfig has the capability DAC_OVERRIDE, as it has by default."""
     added, dropped = (
         {_text(each).upper().removeprefix("CAP_") for each in found} if isinstance(found, list) else set()
@@ -454,10 +482,10 @@ def _overrides(host: Mapping[str, object]) -> bool:
 
 def _read_env(raw: object) -> dict[str, str]:
     pairs = (_text(each).partition("=") for each in raw) if isinstance(raw, list) else ()
-    return {name: value for name, _, value in pairs if name in _READ_ENV and value}
+    return {name: value for name, _, value in pairs if name in READ_ENV and value}
 
 
-def _moment(raw: object) -> float | None:
+def moment_of(raw: object) -> float | None:
     """Seconds since the epoch, from `2026-11-20T19:04:42.459134483Z`; the year 1 stands for "never"."""
     try:
         moment = datetime.fromisoformat(_text(raw))

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from immich_vitals.collector import Deadline
 from immich_vitals.config import DockerConfig
-from immich_vitals.sources.docker import ContainerFacts, Docker, Event, Listed
+from immich_vitals.sources.docker import ContainerFacts, Engine, Event, Listed
 
 _IMAGES = {
     "server": r"(?:.*/)?(?:immich-server|(?:imagegenius|alexbelgium)/immich(?:-(?!machine-learning).*)?)",
@@ -135,7 +135,7 @@ class Finder:
     Not to be shared between threads.
     """
 
-    def __init__(self, docker: Docker, matching: Matching) -> None:
+    def __init__(self, docker: Engine, matching: Matching) -> None:
         self._docker = docker
         self._matching = matching
         self._looked_up: dict[str, ContainerFacts | None] = {}
@@ -198,6 +198,11 @@ def only_microservices(env: Mapping[str, str]) -> bool:
     workers = {"api", "microservices"}
     include, exclude = (_words(env.get(f"IMMICH_WORKERS_{what}", "")) for what in ("INCLUDE", "EXCLUDE"))
     return ((include & workers) or workers) - exclude == {"microservices"}
+
+
+def is_word(text: str) -> bool:
+    """Whether a text is one of the words that parts of Immich are called by."""
+    return _first(text, "names") is not None or _first(text, "plain_services") is not None
 
 
 def repository(image: str) -> str:

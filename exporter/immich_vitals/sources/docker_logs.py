@@ -18,10 +18,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from immich_vitals.collector import Clock, CollectorFailure, Deadline, Remark, SystemClock, Unavailable
-from immich_vitals.config import DockerConfig
 from immich_vitals.flight import Flight
 from immich_vitals.signatures import LONGEST_LINE
-from immich_vitals.sources.docker import Docker, on_its_clock
+from immich_vitals.sources.docker import Engine, on_its_clock
 from immich_vitals.sources.docker_components import Finder, Matching, Part
 from immich_vitals.sources.log_lines import Batch, Budget, Followed, Intake, Place, Splitter
 
@@ -294,8 +293,8 @@ class DockerLogs:
 
     def __init__(
         self,
-        host: str,
-        config: DockerConfig,
+        engine: Engine,
+        matching: Matching,
         intake: Intake,
         budget: Budget,
         *,
@@ -304,8 +303,8 @@ class DockerLogs:
         quiet: float = QUIET_SECONDS,
         list_seconds: float = LIST_SECONDS,
     ) -> None:
-        self._docker = Docker(host, config)
-        self._finder = Finder(self._docker, Matching.of(config))
+        self._docker = engine
+        self._finder = Finder(engine, matching)
         self._intake = intake
         self._budget = budget
         self._without = frozenset(without)
@@ -396,7 +395,7 @@ class _Stream:
 
     def __init__(
         self,
-        docker: Docker,
+        docker: Engine,
         part: Part,
         mark: Mark | None,
         intake: Intake,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from immich_vitals.collector import CollectorFailure, Deadline
-from immich_vitals.config import DockerConfig
-from immich_vitals.sources.docker import ContainerFacts, Docker, Mount
+from immich_vitals.sources.docker import ContainerFacts, Engine, Mount
 from immich_vitals.sources.docker_components import Finder, Matching, Part, repository
 from immich_vitals.sources.docker_immich import media_location
 from immich_vitals.sources.rights import User
@@ -44,11 +43,11 @@ class Writers:
 
 
 class WritersOfDocker:
-    """Asks a Docker API for them. Not to be shared between threads."""
+    """Asks for them. Not to be shared between threads."""
 
-    def __init__(self, host: str, config: DockerConfig) -> None:
-        self._docker = Docker(host, config)
-        self._finder = Finder(self._docker, Matching.of(config))
+    def __init__(self, engine: Engine, matching: Matching) -> None:
+        self._docker = engine
+        self._finder = Finder(engine, matching)
         self._maps_users: bool | None = None
 
     def read(self, deadline: Deadline) -> Writers:

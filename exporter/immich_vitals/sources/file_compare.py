@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from immich_vitals.collector import Clock, CollectorFailure, Deadline
 from immich_vitals.config import Config
 from immich_vitals.sources.asset_files import ORIGINAL, AssetFiles, Recorded
-from immich_vitals.sources.docker import ContainerFacts, Docker, find_host
+from immich_vitals.sources.docker import ContainerFacts
 from immich_vitals.sources.docker_components import Finder, Matching
+from immich_vitals.sources.engines import find_engine
 from immich_vitals.sources.file_looks import EMPTY, MISSING, OK, Looker, chunks
 from immich_vitals.sources.media_map import MediaMap
 from immich_vitals.sources.pace import Pace
@@ -165,8 +166,7 @@ class Server:
     """The server's container, where a Docker shows it. What was seen last holds while Docker is silent."""
 
     def __init__(self, config: Config) -> None:
-        host = find_host(config.docker)
-        self._docker = Docker(host, config.docker) if host else None
+        self._docker = find_engine(config.docker)
         self._finder = Finder(self._docker, Matching.of(config.docker)) if self._docker else None
         self._last: ContainerFacts | None = None
 

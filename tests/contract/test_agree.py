@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from immich_vitals import reference
+from immich_vitals import __version__, reference
 from immich_vitals.collectors import COLLECTORS
 from immich_vitals.metrics import Metric
 from immich_vitals.runner import SELF_METRICS
@@ -129,10 +129,11 @@ def test_compose_example_is_least_privilege() -> None:
 
 
 def test_versions_come_from_one_place() -> None:
-    """The lower bounds of the package and the pins that are tested name the same packages."""
+    """The version of the package is that of the image; its lower bounds and the tested pins name the same packages."""
     pins = {
         line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
     project = (ROOT / "pyproject.toml").read_text()
+    assert re.findall(r"^ARG VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE) == [__version__]
     needs = re.findall(r'^  "([A-Za-z][\w.-]*)(?:\[[\w,]+\])?>=', project, re.MULTILINE)
     assert {name.lower() for name in needs} <= pins

@@ -84,9 +84,9 @@ class Engine:
             self._daemon = None
         self._end_what_is_left()
 
-    def run(self, *words: str) -> str:
+    def run(self, *words: str, seconds: float = 60.0) -> str:
         """The output of `docker <words>`. Raises `EngineError`."""
-        done = subprocess.run(self._command(*words), capture_output=True, text=True, timeout=60)
+        done = subprocess.run(self._command(*words), capture_output=True, text=True, timeout=seconds)
         if done.returncode != 0:
             raise EngineError(f"docker {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()

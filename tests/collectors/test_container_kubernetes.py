@@ -23,8 +23,11 @@ from immich_vitals.collector import (
     Unavailable,
 )
 from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
+from immich_vitals.collectors.version import VersionCollector
 from immich_vitals.config import load
 from immich_vitals.metrics import Sample
+from immich_vitals.sources.docker_components import Matching
+from immich_vitals.sources.docker_writers import WritersOfDocker
 from immich_vitals.sources.engines import find_engine
 from immich_vitals.sources.kubernetes import Kubernetes
 from support import golden, pods
@@ -513,3 +516,34 @@ def test_tls_has_to_be_verified() -> None:
     context = Connection("https://127.0.0.1:1", Path("/nonexistent"))._new_pool().conn_kw["ssl_context"]
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+
+
+# Who else asks.
+
+
+def test_versions(cluster: FakeKubernetes) -> None:
+    """During a rollout two servers of different versions run, and that is told."""
+    cluster.pods.append(pods.server("58d6f7c9b-newer"))
+    cluster.pods[-1]["spec"]["containers"][0]["image"] = "ghcr.io/immich-app/immich-server:v2.7.0"
+    collector = VersionCollector.from_config(load(cluster.environment))
+    assert collector is not None
+    samples, remarks = ask(collector)
+    assert values(samples, "version_info") == {
+        ("server", "2.6.3"): 1, ("server", "2.7.0"): 1, ("machine_learning", "2.6.3"): 1
+    }  # fmt: skip
+    assert values(samples, "version_skew") == {(): 1}
+    assert not remarks
+    collector.close()
+
+
+def test_writers(cluster: FakeKubernetes) -> None:
+    """Whom Immich writes as is known from the pod, without a further right."""
+    cluster.pods = [pods.server(pod={"securityContext": {"runAsUser": 1000, "fsGroup": 1000}})]
+    config = load(cluster.environment).docker
+    engine = find_engine(config)
+    assert engine is not None
+    found = WritersOfDocker(engine, Matching.of(config)).read(Deadline.after(5))
+    engine.close()
+    assert [(each.user.uid, each.user.groups) for each in found.found if each.user] == [(1000, {1000})]
+    assert not found.problem
+    assert cluster.asked == {("", "pods", "list")}

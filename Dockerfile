@@ -11,6 +11,7 @@ COPY exporter exporter
 COPY rules rules
 COPY docs docs
 COPY grafana grafana
+COPY kubernetes kubernetes
 RUN python3 -m venv /app \
  && /app/bin/pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt . \
  && /app/bin/pip uninstall --yes --quiet setuptools pip \

@@ -18,7 +18,9 @@ RECORD = ".immich-vitals-bundle.json"
 OWN = "rules/own.rules.yml"
 """The person's own limits: neither copied nor touched."""
 
+_RULE = "prometheusrule.yaml"
 _PACKAGE = Path(__file__).parent
+_FOLDERS = ("rules", "grafana", "kubernetes")
 _ABOUT = (
     f"# Written by `immich-vitals bundle` {__version__} from its rules, where the reasons for the numbers are.\n"
     "# The braces are Prometheus' own. Kubernetes leaves them alone; inside of a Helm chart they need escaping.\n"
@@ -66,7 +68,7 @@ def files(runbook_url: str = RUNBOOK_URL, grafana_url: str = GRAFANA_URL) -> dic
     ]
     if not groups:
         raise BundleError("this installation came without its rules; those from PyPI and the repository have them")
-    texts["prometheusrule.yaml"] = _ABOUT + _yaml(
+    texts[_RULE] = _ABOUT + _yaml(
         {
             "apiVersion": "monitoring.coreos.com/v1",
             "kind": "PrometheusRule",
@@ -74,6 +76,8 @@ def files(runbook_url: str = RUNBOOK_URL, grafana_url: str = GRAFANA_URL) -> dic
             "spec": {"groups": groups},
         }
     )
+    if "kubernetes/kustomization.yaml" in texts:
+        texts["kubernetes/monitoring/" + _RULE] = texts[_RULE]
     texts["mimir.yaml"] = _ABOUT + _yaml({"namespace": NAME, "groups": groups})
     return {name: text.encode() for name, text in texts.items()}
 
@@ -82,9 +86,9 @@ def folders(package: Path = _PACKAGE) -> dict[str, Path]:
     """Where the parts of the bundle lie: in the package, or, where that is a checkout, in the repository."""
     inside = package / "bundle"
     if (inside / "rules").is_dir():
-        return {"rules": inside / "rules", "docs": inside, "grafana": inside / "grafana"}
+        return {"docs": inside, **{name: inside / name for name in _FOLDERS}}
     repository = package.parents[1]
-    return {"rules": repository / "rules", "docs": repository / "docs", "grafana": repository / "grafana"}
+    return {name: repository / name for name in ("docs", *_FOLDERS)}
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
@@ -95,8 +99,10 @@ def _sources() -> Iterator[tuple[str, Path]]:
     yield from _named(rules, at["rules"], "rules/")
     yield from _named((at["docs"] / "runbooks").glob("*.md"), at["docs"], "")
     yield from _named(at["docs"].glob("alerts.md"), at["docs"], "")
-    for pattern in ("dashboards/*.json", "provisioning/**/*.yml"):
+    for pattern in ("dashboards/*.json", "dashboards/kustomization.yaml", "provisioning/**/*.yml"):
         yield from _named(at["grafana"].glob(pattern), at["grafana"], "grafana/")
+    manifests = (path for path in at["kubernetes"].glob("**/*.yaml") if path.name != _RULE)
+    yield from _named(manifests, at["kubernetes"], "kubernetes/")
 
 
 def _named(paths: Iterable[Path], folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:

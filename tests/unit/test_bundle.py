@@ -114,6 +114,19 @@ def test_prometheus_takes_the_groups(tmp_path: Path, name: str) -> None:
     promtool.check(program, "check", "rules", str(tmp_path / "all.yml"))
 
 
+def test_manifests_come_along(tmp_path: Path) -> None:
+    """All of kubernetes/, with the rule of the bundle, and what makes ConfigMaps of the dashboards in its place."""
+    write(tmp_path, grafana_url="https://grafana.example.org")
+    manifests = {path.relative_to(ROOT).as_posix() for path in (ROOT / "kubernetes").rglob("*.yaml")}
+    assert {name for name in names(tmp_path) if name.startswith("kubernetes/")} == manifests
+    rule = (tmp_path / "prometheusrule.yaml").read_bytes()
+    assert (tmp_path / "kubernetes" / "monitoring" / "prometheusrule.yaml").read_bytes() == rule
+    assert b"https://grafana.example.org" in rule
+    monitoring = yaml.safe_load((tmp_path / "kubernetes" / "monitoring" / "kustomization.yaml").read_text())
+    assert all((tmp_path / "kubernetes" / "monitoring" / each).exists() for each in monitoring["resources"])
+    assert (tmp_path / "grafana" / "dashboards" / "kustomization.yaml").exists()
+
+
 def test_own_limits_are_nobodys_business(tmp_path: Path, source: Path) -> None:
     """Own limits are not copied from a checkout, and not touched where they are, not even by --force."""
     out = tmp_path / "out"

@@ -1,8 +1,8 @@
 """GET requests to a Kubernetes API within a deadline, and what its refusals mean.
 
 Plain urllib3, as for Docker. The official client is not used: it has a time-out for each read and none for an answer,
-brings 25 packages along, and takes 42 MB more memory than urllib3 (measured with its version 37), half of what this whole
-process may have. Nothing but GET is ever sent.
+brings two dozen packages along, and takes 42 MB more memory than urllib3 (measured with its version 37), half of what
+this whole process may have. Nothing but GET is ever sent.
 
 The module is imported when the first request is made, for those who have no Kubernetes.
 """

@@ -41,6 +41,7 @@ docs: .venv/ready
 	.venv/bin/immich-vitals config > docs/configuration.md
 	@.venv/bin/python scripts/alerts
 	@.venv/bin/python scripts/coverage
+	@.venv/bin/python scripts/kubernetes
 	@.venv/bin/python -m grafana.source
 
 golden: .venv/ready

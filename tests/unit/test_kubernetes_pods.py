@@ -93,6 +93,23 @@ def test_photos_in_the_container() -> None:
     assert media_mounted(container(pods.server(mounts={})).facts) is False
 
 
+@pytest.mark.parametrize(
+    ("spec", "target", "kept"),
+    [
+        ({"envFrom": [{"secretRef": {"name": "x"}}]}, "/photos", None),
+        ({"envFrom": [{"secretRef": {"name": "x"}}]}, "/data", True),
+        ({"env": [{"name": "IMMICH_MEDIA_LOCATION", "valueFrom": {}}]}, "/photos", None),
+        ({"env": [{"name": "IMMICH_MEDIA_LOCATION", "value": "/photos"}], "envFrom": [{}]}, "/photos", True),
+        ({"env": [{"name": "IMMICH_MEDIA_LOCATION", "value": "/photos"}], "envFrom": [{}]}, "/data", False),
+        ({"envFrom": []}, "/photos", False),
+    ],
+)
+def test_media_location_that_is_not_told(spec: Json, target: str, kept: bool | None) -> None:
+    """Where the media location may be set in a ConfigMap or Secret, photos in another place are not called lost."""
+    found = container(pods.server(spec=spec, mounts={target: pods.LIBRARY}))
+    assert media_mounted(found.facts) is kept
+
+
 def test_folders_mounted_from_elsewhere() -> None:
     """A folder that is another one of the host is told as such, and what may not be written to as well."""
     pod = pods.server(mounts={"/data": {"name": "data", "hostPath": {"path": "/srv/immich"}},

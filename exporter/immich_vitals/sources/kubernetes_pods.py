@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from immich_vitals.collector import Unavailable
 from immich_vitals.sources.docker import READ_ENV, ContainerFacts, Listed, Mount, moment_of, root_overrides
 from immich_vitals.sources.docker_components import is_word
+from immich_vitals.sources.docker_immich import NEW_LOCATION, OLD_LOCATION
 
 _NAMES = "app.kubernetes.io/"
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
@@ -266,11 +267,22 @@ def _shm_size(pod: Mapping[str, object], spec: Mapping[str, object]) -> int | No
     return None
 
 
-def _mounts(pod: Mapping[str, object], spec: Mapping[str, object]) -> tuple[Mount, ...]:
+def _mounts(pod: Mapping[str, object], spec: Mapping[str, object]) -> tuple[Mount, ...] | None:
+    """None where they say nothing: the media location may be in a ConfigMap or Secret, and none of the usual ones is
+    mounted."""
     volumes = _volumes(pod)
-    return tuple(
+    mounts = tuple(
         _mount(volumes.get(_text(each.get("name")), {}), each) for each in map(_dict, _list(spec.get("volumeMounts")))
     )
+    usual = {str(NEW_LOCATION), str(OLD_LOCATION)}
+    hidden = _hides(spec, "IMMICH_MEDIA_LOCATION") and not any(mount.target in usual for mount in mounts)
+    return None if hidden else mounts
+
+
+def _hides(spec: Mapping[str, object], name: str) -> bool:
+    """Whether a variable may be set to what a pod's description does not tell."""
+    told = [each for each in map(_dict, _list(spec.get("env"))) if each.get("name") == name]
+    return "valueFrom" in told[-1] if told else bool(_list(spec.get("envFrom")))
 
 
 def _mount(volume: Mapping[str, object], mount: Mapping[str, object]) -> Mount:

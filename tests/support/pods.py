@@ -6,6 +6,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
+_MAKERS = {"Job": "batch/v1", "Cluster": "postgresql.cnpg.io/v1"}
 CREATED, STARTED, ENDED = "2026-11-20T19:00:00Z", "2026-11-20T19:00:05Z", "2026-11-21T08:30:00Z"
 
 
@@ -87,7 +88,10 @@ def pod(
         "metadata": {
             "name": name, "namespace": "immich", "uid": f"uid-{name}", "resourceVersion": "900",
             "creationTimestamp": CREATED, "labels": labels, "annotations": {"note": "hunter2"},
-            "ownerReferences": [{"kind": owner[0], "name": owner[1], "uid": f"uid-{owner[1]}", "controller": True}],
+            "ownerReferences": [
+                {"apiVersion": _MAKERS.get(owner[0], "apps/v1"), "kind": owner[0], "name": owner[1],
+                 "uid": f"uid-{owner[1]}", "controller": True}
+            ],
             **more.get("metadata", {}),
         },
         "spec": {**spec, **more.get("pod", {})},
@@ -216,7 +220,8 @@ def by_hand() -> list[Json]:
     both["spec"]["containers"].append(
         {"name": "ml", "image": "ghcr.io/immich-app/immich-machine-learning:v2.6.3-openvino"}
     )
-    both["status"]["containerStatuses"].append(running("immich-0", "ml"))
+    images = {"image": "sha256:abc", "imageID": "sha256:abc"}
+    both["status"]["containerStatuses"].append({**images, **running("immich-0", "ml")})
     return [
         both,
         pod("redis-5c6d7e8f9-zzzzz", "redis:7.4", {"app": "redis"}, container="redis", probe=False),

@@ -76,7 +76,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(OWN + "DB_PASSWORD", "secret", "Password of that role.", "", _OWN_LOGIN),
     Setting(OWN + "REDIS_USERNAME", "text", "ACL user for this exporter in place of Immich's.", "", _OWN_LOGIN),
     Setting(OWN + "REDIS_PASSWORD", "secret", "Password of that user.", "", _OWN_LOGIN),
-    Setting("DOCKER_HOST", "text", "Where the Docker API answers: `unix:///path`, or `tcp://host:port` of a filtering proxy. Unset: the usual sockets of Docker and Podman are tried.", "", _DOCKER),
+    Setting("DOCKER_HOST", "text", "Where the Docker API answers: `unix:///path`, or `tcp://host:port` of a filtering proxy. Unset: in Kubernetes the cluster's API is asked, elsewhere the usual sockets of Docker and Podman are tried.", "", _DOCKER),
     Setting("DOCKER_TLS_VERIFY", "switch", "Use TLS towards a `tcp://` Docker host.", "false", _DOCKER),
     Setting("DOCKER_CERT_PATH", "path", "Folder with `ca.pem`, `cert.pem` and `key.pem` for that.", "", _DOCKER),
     Setting(OWN + "EXPECT", "list", "Components that must have a container here; one that is missing is reported as missing.", "server, machine_learning, database, redis", _DOCKER, choices=COMPONENTS),

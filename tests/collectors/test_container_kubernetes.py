@@ -327,10 +327,10 @@ def test_readiness_takes_its_time(cluster: FakeKubernetes) -> None:
 class Follower:
     """A collector whose watch is followed in a thread, as the runner does."""
 
-    def __init__(self, fake: FakeKubernetes) -> None:
+    def __init__(self, fake: FakeKubernetes, quiet: float) -> None:
         self.fake = fake
         engine: Callable[[], Any] = lambda: find_engine(load(fake.environment).docker)  # noqa: E731
-        self.collector = ContainerCollector(engine, load(fake.environment).docker)
+        self.collector = ContainerCollector(engine, load(fake.environment).docker, quiet=quiet)
         self.stopping = threading.Event()
         self.failure: CollectorFailure | None = None
         self.begin()
@@ -357,8 +357,8 @@ class Follower:
 
 
 @contextmanager
-def following(fake: FakeKubernetes) -> Iterator[Follower]:
-    follower = Follower(fake)
+def following(fake: FakeKubernetes, quiet: float = 10.0) -> Iterator[Follower]:
+    follower = Follower(fake, quiet)
     yield follower
     follower.stopping.set()
     fake.drop_watches()
@@ -438,6 +438,17 @@ def test_too_old_a_version(cluster: FakeKubernetes) -> None:
         cluster.drop_watches()
         assert cluster.watches_started.acquire(timeout=10)
         follower.until({("server", "1"): 1, ("server", "139"): 1})
+
+
+def test_a_silent_watch_is_begun_anew(cluster: FakeKubernetes) -> None:
+    """After a quiet time the pods are watched anew from where it was, without a list: an API that has vanished without
+    a word is noticed so."""
+    with following(cluster, quiet=0.1) as follower:
+        for _ in range(3):
+            assert cluster.watches_started.acquire(timeout=10)
+        assert follower.failure is None
+        listed = [path for _, path in cluster.requests if path.endswith("/pods")]
+        assert len(listed) == 2  # who is there, and what they are like before the first watch
 
 
 def test_watch_that_is_none(cluster: FakeKubernetes) -> None:

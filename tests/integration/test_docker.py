@@ -179,7 +179,8 @@ def test_usage_is_that_of_docker(engine: Engine) -> None:
     engine.create("immich_redis")
     # Without page cache the comparison below would hold for the plain usage, too.
     engine.wait_for(lambda: cgroup_usage(identity)[1] > 20 * 2**20, "the file just written is in the page cache")
-    collector = ContainerUsageCollector(engine.host, load({"DOCKER_HOST": engine.host}).docker)
+    config = load({"DOCKER_HOST": engine.host}).docker
+    collector = ContainerUsageCollector(lambda: Docker(engine.host, config), config)
     samples = collected(collector)
     collector.close()
     used, cache, cpu = cgroup_usage(identity)

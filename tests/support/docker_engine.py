@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -36,10 +37,12 @@ class Engine:
     """A running dockerd without networks, and an image `busybox:test` in it.
 
     Used as a context manager. Every start has a folder of its own, so that what an aborted run left behind is not
-    in the way; what it mounts in there is unmounted at the end.
+    in the way; what it mounts in there is unmounted at the end. With `networks` it makes networks for its containers
+    in a network namespace of its own, which ends with it: its ports are those of nobody else (see `fetch`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, networks: bool = False) -> None:
+        self._networks = networks
         # Short: the longest socket in here, containerd's for its tasks, must stay below 108 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="dk", dir="/tmp"))
         self.socket = self.folder / "d.sock"
@@ -57,11 +60,13 @@ class Engine:
 
     def start(self) -> None:
         """Start the daemon and wait until it answers. Raises `EngineError`."""
+        apart = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if self._networks else []
+        none = ["--iptables=false", "--ip-forward=false", "--ip-masq=false"] if not self._networks else []
         with (self.folder / "log").open("ab") as log:
             self._daemon = subprocess.Popen(
-                ["dockerd", "--data-root", str(self.folder / "r"), "--exec-root", str(self.folder / "e"),
-                 "--pidfile", str(self.folder / "pid"), "-H", self.host, "--bridge=none", "--iptables=false",
-                 "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--shutdown-timeout=5"],
+                [*apart, "dockerd", "--data-root", str(self.folder / "r"), "--exec-root", str(self.folder / "e"),
+                 "--pidfile", str(self.folder / "pid"), "-H", self.host, "--bridge=none", *none,
+                 "--ip6tables=false", "--shutdown-timeout=5"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -90,6 +95,18 @@ class Engine:
         if done.returncode != 0:
             raise EngineError(f"docker {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()
+
+    def fetch(self, url: str) -> str:
+        """What answers at this address of the engine's own network namespace. Raises `EngineError`."""
+        asked = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=10).read().decode())"
+        done = subprocess.run(
+            ["nsenter", f"--net=/proc/{self.pid}/ns/net", sys.executable, "-c", asked, url],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise EngineError(f"{url}: {done.stderr.strip()}")
+        return done.stdout
 
     def shell(self, script: str) -> None:
         """Run a shell script that calls docker many times. Raises `EngineError`."""

@@ -1,9 +1,14 @@
 """Images made of what is on this machine and in Debian's packages, where no registry of images can be reached."""
 
+import io
+import json
+import os
+import re
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.docker_engine import Engine, EngineError
@@ -76,3 +81,58 @@ def load(engine: Engine, packed: Path, name: str, changes: Mapping[str, Iterable
     """`docker import`, with lines of a Dockerfile. Raises `EngineError`."""
     lines = (f"--change={word} {value}" for word, values in (changes or {}).items() for value in values)
     engine.run("import", *lines, str(packed), name, seconds=120)
+
+
+@dataclass(slots=True)
+class Root:
+    """The files of an image made of programs of this machine, each with the libraries that it is linked with."""
+
+    target: Path
+    _tar: tarfile.TarFile = field(init=False)
+    _there: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._tar = tarfile.open(self.target, "w")  # noqa: SIM115  # closed by `image`
+
+    def program(self, source: Path, target: str) -> None:
+        """A program or library, and what it needs, to where the loader looks for that."""
+        self.file(source, target)
+        said = subprocess.run(["ldd", str(source)], capture_output=True, text=True, check=False).stdout
+        for found in re.findall(r"(/\S+) \(0x", said):
+            self.file(Path(found), os.path.normpath(found))
+
+    def file(self, source: Path, target: str) -> None:
+        if target not in self._there:
+            self._there.add(target)
+            self._tar.add(source.resolve(), target)
+
+    def tree(self, source: Path, target: str) -> None:
+        """A folder as it stands, with what its programs and libraries need from elsewhere."""
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and (path.suffix == ".so" or path.parent.name == "bin"):
+                self.program(path, f"{target}/{path.relative_to(source)}")
+            elif path.is_file():
+                self.file(path, f"{target}/{path.relative_to(source)}")
+
+    def text(self, target: str, text: str) -> None:
+        told = tarfile.TarInfo(target)
+        told.size, told.mode = len(text.encode()), 0o644
+        self._tar.addfile(told, io.BytesIO(text.encode()))
+
+    def folder(self, target: str, owner: int = 0, mode: int = 0o755) -> None:
+        told = tarfile.TarInfo(target)
+        told.type, told.uid, told.gid, told.mode = tarfile.DIRTYPE, owner, owner, mode
+        self._tar.addfile(told)
+
+    def busybox(self, *applets: str) -> None:
+        self.file(Path(shutil.which("busybox") or ""), "/bin/busybox")
+        for applet in applets:
+            link = tarfile.TarInfo(f"/bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            self._tar.addfile(link)
+
+    def image(self, engine: Engine, name: str, command: Iterable[str], **changes: str) -> None:
+        """Make the image: `command` is the entry point, `changes` are lines of a Dockerfile by their first word."""
+        self._tar.close()
+        lines = {word: [value] for word, value in changes.items()}
+        load(engine, self.target, name, {**lines, "ENTRYPOINT": [json.dumps(list(command))]})

@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all their set-up; they need Python 3.11 and make.
-.PHONY: help demo test lint bench docs golden clean
+.PHONY: help demo test lint bench docs golden dist image-size clean
 
 FAULT ?=
 
@@ -9,6 +9,8 @@ help:
 	@echo "make lint                ruff and mypy"
 	@echo "make bench [ARGS=...]    measure; writes docs/benchmarks.md"
 	@echo "make docs                write the reference pages, the frame of each runbook, and the dashboards anew"
+	@echo "make dist                the wheel, the source distribution and the SBOM into dist/, each of them tried"
+	@echo "make image-size          what is in the image immich-vitals; writes docs/image.md"
 	@echo "make golden              rewrite the expected.prom files; read the diff"
 
 .venv/ready: pyproject.toml constraints.txt scripts/venv
@@ -46,6 +48,14 @@ docs: .venv/ready
 
 golden: .venv/ready
 	.venv/bin/pytest --update-golden tests/collectors
+
+dist: .venv/ready
+	@.venv/bin/python scripts/dist
+
+IMAGE ?= immich-vitals
+
+image-size:
+	@scripts/image-size $(IMAGE)
 
 clean:
 	rm -rf .venv dist build

@@ -91,7 +91,9 @@ LAST_FRAME = re.compile(rb"\s*at [^\]]{1,1000}?:\d+:\d+\)?\] (?=\S)")
 FRAME = re.compile(rb"\S:\d{1,7}:\d{1,7}\)?\]?$")
 BOX = b"\xe2\x94\x82"
 STATEMENT = re.compile(
-    rb"(?:STATEMENT|QUERY):  |Failed process was running: |LOG:  (?:duration|statement|execute|AUDIT)[: ]"
+    # In JSON it stands beside the message, which says what became of that process.
+    rb"(?:STATEMENT|QUERY):  |(?<!\x22:\x22)(?<!\x22: \x22)Failed process was running: "
+    rb"|LOG:  (?:duration|statement|execute|AUDIT)[: ]"
 )
 RICH = re.compile(rb"\[\d\d/\d\d/\d\d \d\d:\d\d:\d\d\]")
 _CID = re.compile(rb"~([a-z0-9]{8})\]$")

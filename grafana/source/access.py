@@ -96,7 +96,6 @@ def board() -> Board:
                 )
                 """,
                 "{{route}} {{family}}",
-                now=True,
             ),
             "none",
             "Whether Immich answers by IPv4 and by IPv6, for a name that has both. One fails: some people wait or are"
@@ -109,7 +108,7 @@ def board() -> Board:
         ),
         number(
             "Certificate",
-            Query(certificates(), "{{route}}", now=True),
+            Query(certificates(), "{{route}}"),
             "none",
             "Not trusted: apps refuse it. Expires soon: its renewal has failed for days. A certificate of one's own"
             " beside the proxy is no fault and not shown. Alerts: ImmichCertificateInvalid, ImmichCertificateExpiring.",
@@ -126,7 +125,6 @@ def board() -> Board:
                 min by (route) (immich_vitals_probe_certificate_expiry_timestamp_seconds{@, route=~"$route"}) - time()
                 """,
                 "{{route}}",
-                now=True,
             ),
             "s",
             "How long the certificate chain is still good. Bad: less at each look and never more, so nothing renews"
@@ -138,7 +136,7 @@ def board() -> Board:
         ),
         number(
             "HTTP to HTTPS",
-            Query("min(immich_vitals_probe_redirects_to_https{@})", now=True),
+            Query("min(immich_vitals_probe_redirects_to_https{@})"),
             "none",
             "Whether http:// leads to https://. Where it does not, passwords may travel in the clear; at home that may"
             " be meant. No alert speaks of it.",
@@ -149,7 +147,7 @@ def board() -> Board:
         ),
         number(
             "Maintenance",
-            Query("max(immich_vitals_probe_maintenance_mode{@})", now=True),
+            Query("max(immich_vitals_probe_maintenance_mode{@})"),
             "none",
             "Whether Immich is in maintenance mode: then nobody gets in, and neither photos nor websocket are tried."
             " No alert speaks of it.",
@@ -181,7 +179,7 @@ def board() -> Board:
         ),
         number(
             "First byte outside",
-            Query('max(immich_vitals_probe_first_byte_seconds{@, route="external"})', now=True),
+            Query('max(immich_vitals_probe_first_byte_seconds{@, route="external"})'),
             "s",
             "The same now, through the proxy. Orange: people say that it hangs. Alert: ImmichProxySlow, while the"
             " server itself is quick.",
@@ -191,7 +189,7 @@ def board() -> Board:
         ),
         number(
             "Largest upload",
-            Query('min by (route) (immich_vitals_probe_upload_limit_bytes{@, route=~"$route"})', "{{route}}", now=True),
+            Query('min by (route) (immich_vitals_probe_upload_limit_bytes{@, route=~"$route"})', "{{route}}"),
             "bytes",
             "The largest upload that is let through, asked each hour; 49 GiB is as good as no limit. Orange: long"
             " videos from phones fail. Alert: ImmichUploadLimitTooLow.",
@@ -211,7 +209,6 @@ def board() -> Board:
                 ))
                 unless on () {LIMITED}
                 """,
-                now=True,
             ),
             "short",
             "Uploads that the proxy refused in the last hour for their size, by its log, where it tells no limit when"
@@ -231,7 +228,6 @@ def board() -> Board:
                 ))
                 """,
                 "{{signature}}",
-                now=True,
             ),
             "short",
             "How often in the time shown it could not reach the server, or had trouble with TLS. Bad: many while the"
@@ -261,7 +257,6 @@ def board() -> Board:
             Query(
                 'max by (probe, route) (immich_vitals_probe_http_status{@, route=~"$route"})',
                 "{{probe}} {{route}}",
-                now=True,
             ),
             "none",
             "The last answer of each probe: 101 of a websocket, 200 or 206 of all others. Bad: 400 and more. Alerts:"
@@ -276,9 +271,7 @@ def board() -> Board:
     made.row("Photos and live updates").add(
         number(
             "Photos load",
-            Query(
-                'min by (route) (immich_vitals_probe_success{@, probe="image", route=~"$route"})', "{{route}}", now=True
-            ),
+            Query('min by (route) (immich_vitals_probe_success{@, probe="image", route=~"$route"})', "{{route}}"),
             "none",
             "A photo that exists loads as thumbnail, preview and original; it takes an API key. Fails while the ping"
             " works: disk, permissions or database. Alert: ImmichImageLoadFailing.",
@@ -293,7 +286,6 @@ def board() -> Board:
             Query(
                 'max by (route) (immich_vitals_probe_duration_seconds{@, probe="image", route=~"$route"})',
                 "{{route}}",
-                now=True,
             ),
             "s",
             "How long the probe's photos took. Bad: seconds, while `Time to the first byte` is short: a slow disk, or"
@@ -308,7 +300,6 @@ def board() -> Board:
             Query(
                 'min by (route) (immich_vitals_probe_success{@, probe="websocket", route=~"$route"})',
                 "{{route}}",
-                now=True,
             ),
             "none",
             "The connection by which pages hear of news opens. External alone fails: the proxy does not pass the"
@@ -323,7 +314,7 @@ def board() -> Board:
     made.row("Machine learning").add(
         number(
             "Machine learning now",
-            Query('min(immich_vitals_probe_success{@, probe="machine_learning", route=~"$route"})', now=True),
+            Query('min(immich_vitals_probe_success{@, probe="machine_learning", route=~"$route"})'),
             "none",
             "Its service answers as Immich's does. Fails: search, faces and text wait; photos are shown as before."
             " Alert: ImmichMachineLearningUnreachable.",
@@ -334,7 +325,7 @@ def board() -> Board:
         ),
         number(
             "Its time to answer",
-            Query('max(immich_vitals_probe_duration_seconds{@, probe="machine_learning", route=~"$route"})', now=True),
+            Query('max(immich_vitals_probe_duration_seconds{@, probe="machine_learning", route=~"$route"})'),
             "s",
             "How long machine learning takes to say that it is there. Bad: seconds for hours; it is overloaded. Alert:"
             " ImmichMachineLearningUnreachable, once it takes too long.",
@@ -350,7 +341,6 @@ def board() -> Board:
                   component=~"server|microservices", signature="ml_unreachable"
                 }[$__range]))
                 """,
-                now=True,
             ),
             "short",
             "How often the server could not reach machine learning in the time shown, by its log. Many while the probe"

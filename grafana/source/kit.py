@@ -48,14 +48,13 @@ class Query:
     expr: str
     legend: str = ""
     table: bool = False
-    now: bool = False
 
-    def builder(self, ref: str) -> ask.Dataquery:
+    def builder(self, ref: str, *, now: bool) -> ask.Dataquery:
         built = ask.Dataquery().ref_id(ref).expr(expanded(self.expr)).legend_format(self.legend or "__auto")
         built = built.datasource(DATASOURCE).editor_mode(asked.QueryEditorMode.CODE)
         if self.table:
             return built.instant().format(asked.PromQueryFormat.TABLE)
-        return built.instant() if self.now else built.range()
+        return built.instant() if now else built.range()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +172,10 @@ def number(
     Where there is no value the first of `words` that holds says why; the values themselves are then never negative.
     """
     asked_for = [queries] if isinstance(queries, Query) else queries
-    queries = [replace(query, expr=or_words(query.expr, words), now=True) for query in asked_for]
+    queries = [replace(query, expr=or_words(query.expr, words)) for query in asked_for]
     if words:
         queries = [replace(query, expr=dashed(query.expr, _LEGEND.findall(query.legend))) for query in queries]
-    panel: stat.Panel = _basic(stat.Panel(), title, queries, unit, about, w, h)
+    panel: stat.Panel = _basic(stat.Panel(), title, queries, unit, about, w, h, now=True)
     panel = (
         panel.reduce_options(common.ReduceDataOptions().calcs(["last"]).values(False))
         .graph_mode(shared.BigValueGraphMode.NONE)
@@ -238,9 +237,7 @@ def bars(
     most: float | None = None,
 ) -> bargauge.Panel:
     """How much of each there is now, as bars with their names."""
-    asked_for = [queries] if isinstance(queries, Query) else queries
-    queries = [replace(query, now=True) for query in asked_for]
-    panel: bargauge.Panel = _basic(bargauge.Panel(), title, queries, unit, about, w, h)
+    panel: bargauge.Panel = _basic(bargauge.Panel(), title, queries, unit, about, w, h, now=True)
     panel = (
         panel.reduce_options(common.ReduceDataOptions().calcs(["last"]).values(False))
         .display_mode(shared.BarGaugeDisplayMode.BASIC)
@@ -407,11 +404,13 @@ def link_to(board: str, title: str = "") -> build.DashboardLink:
     )
 
 
-def _basic(panel: Any, title: str, queries: Queries, unit: str, about: str, w: int, h: int) -> Any:
+def _basic(
+    panel: Any, title: str, queries: Queries, unit: str, about: str, w: int, h: int, *, now: bool = False
+) -> Any:
     # Any: the builders of the SDK have no common class, and each returns its own.
     panel = panel.title(title).description(about).datasource(DATASOURCE).span(w).height(h).unit(unit)
     for place, query in enumerate([queries] if isinstance(queries, Query) else queries):
-        panel = panel.with_target(query.builder(chr(ord("A") + place)))
+        panel = panel.with_target(query.builder(chr(ord("A") + place), now=now))
     return panel
 
 

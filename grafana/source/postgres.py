@@ -160,11 +160,10 @@ def _answers(made: Board) -> None:
         number(
             "Up for",
             [
-                Query("time() - max(immich_vitals_postgres_start_timestamp_seconds{@})", "Postgres", now=True),
+                Query("time() - max(immich_vitals_postgres_start_timestamp_seconds{@})", "Postgres"),
                 Query(
                     "time() - max(immich_vitals_postgres_checkpointer_start_timestamp_seconds{@})",
                     "checkpointer",
-                    now=True,
                 ),
             ],
             "s",
@@ -292,7 +291,7 @@ def _fits(made: Board) -> None:
         ),
         number(
             "Unused indexes",
-            Query("max(immich_vitals_postgres_invalid_indexes{@})", now=True),
+            Query("max(immich_vitals_postgres_invalid_indexes{@})"),
             "short",
             "Indexes that failed to build. Orange: they cost room and time at each write, and searches go without"
             " them. Alert: ImmichPostgresInvalidIndex.",
@@ -301,7 +300,7 @@ def _fits(made: Board) -> None:
         ),
         number(
             "Transaction numbers in use",
-            Query("max(immich_vitals_postgres_xid_age_ratio{@})", now=True),
+            Query("max(immich_vitals_postgres_xid_age_ratio{@})"),
             "percentunit",
             "Part of the transaction numbers that vacuum could not free; at 100 % Postgres takes no writes. Orange:"
             " vacuum has failed for long; red: it will not do it alone. Alert: ImmichPostgresWraparound.",
@@ -316,7 +315,7 @@ def _whole(made: Board) -> None:
     made.row("3. Is its data whole").add(
         number(
             "Checksums",
-            Query("max(immich_vitals_postgres_checksums_enabled{@})", now=True),
+            Query("max(immich_vitals_postgres_checksums_enabled{@})"),
             "none",
             "Whether Postgres notices a damaged page. Blue: off, as Immich before 1.104 made its database, so nothing"
             " beside says that the data is whole. Alert: ImmichPostgresChecksumsDisabled.",
@@ -324,7 +323,7 @@ def _whole(made: Board) -> None:
         ),
         number(
             "Damaged pages read",
-            Query('sum(immich_vitals_postgres_checksum_failures_total{@, database=~"$database"})', now=True),
+            Query('sum(immich_vitals_postgres_checksum_failures_total{@, database=~"$database"})'),
             "short",
             "Damaged pages that Postgres met since its last crash or reset of statistics. Red: any. 0 is no proof,"
             " since pages that nobody reads are not counted. Alert: ImmichPostgresChecksumFailures.",
@@ -333,7 +332,7 @@ def _whole(made: Board) -> None:
         ),
         number(
             "Files cut short",
-            Query("max(immich_vitals_postgres_truncated_relations{@})", now=True),
+            Query("max(immich_vitals_postgres_truncated_relations{@})"),
             "short",
             "Tables and indexes whose file is shorter than Postgres recorded it, which it reads without an error. Red:"
             " any; what was there is missing. Alert: ImmichPostgresCorruption.",
@@ -341,7 +340,7 @@ def _whole(made: Board) -> None:
         ),
         number(
             "Damage in the log",
-            Query(f"time() - ({DAMAGE_LOGGED})", now=True),
+            Query(f"time() - ({DAMAGE_LOGGED})"),
             "s",
             "How long ago the log last spoke of damaged data. Red: within a week; restart nothing and keep every"
             " backup. Alert: ImmichPostgresCorruption.",
@@ -373,7 +372,7 @@ def _whole(made: Board) -> None:
         ),
         number(
             "Damaged pages found",
-            Query("max(immich_vitals_postgres_patrol_damaged_pages{@})", now=True),
+            Query("max(immich_vitals_postgres_patrol_damaged_pages{@})"),
             "short",
             "Pages that the page patrol could not read and has not met whole since; IMMICH_VITALS_PAGE_PATROL switches"
             " it on. Red: any. Alert: ImmichPostgresCorruption.",
@@ -382,7 +381,7 @@ def _whole(made: Board) -> None:
         ),
         number(
             "Pages read per second",
-            Query("sum(rate(immich_vitals_postgres_patrol_pages_total{@}[$__rate_interval]))", now=True),
+            Query("sum(rate(immich_vitals_postgres_patrol_pages_total{@}[$__rate_interval]))"),
             "short",
             "The pace of the page patrol, which IMMICH_VITALS_PAGE_PATROL_RATE sets; 0 between two passes. Bad: 0 for"
             " weeks. No alert speaks of it.",
@@ -391,7 +390,7 @@ def _whole(made: Board) -> None:
         ),
         number(
             "Patrol's pass",
-            Query("max(immich_vitals_postgres_patrol_progress_ratio{@})", now=True),
+            Query("max(immich_vitals_postgres_patrol_progress_ratio{@})"),
             "percentunit",
             "How much of its present pass the page patrol has done. Bad: the same for days. No alert speaks of it.",
             words=(PATROL_OFF, Word("between two", "immich_vitals_postgres_truncated_relations{@}", PLAIN)),
@@ -399,7 +398,7 @@ def _whole(made: Board) -> None:
         ),
         number(
             "Last whole pass",
-            Query("time() - max(immich_vitals_postgres_patrol_completed_timestamp_seconds{@})", now=True),
+            Query("time() - max(immich_vitals_postgres_patrol_completed_timestamp_seconds{@})"),
             "s",
             "How long ago the page patrol last read every table. Bad: much longer than"
             " IMMICH_VITALS_PAGE_PATROL_INTERVAL. No alert speaks of it.",
@@ -409,7 +408,6 @@ def _whole(made: Board) -> None:
             "Last clean pass",
             Query(
                 'time() - max(immich_vitals_postgres_patrol_clean_timestamp_seconds{@, database=~"$database"})',
-                now=True,
             ),
             "s",
             "How long ago a pass began that read every page, those of indexes too, and left none damaged: what was met"
@@ -418,7 +416,7 @@ def _whole(made: Board) -> None:
         ),
         number(
             "Damaged indexes",
-            Query("max(immich_vitals_postgres_amcheck_damaged_indexes{@})", now=True),
+            Query("max(immich_vitals_postgres_amcheck_damaged_indexes{@})"),
             "short",
             "Indexes that amcheck found out of order, until they are built anew; IMMICH_VITALS_AMCHECK switches it on."
             " Red: any. Alert: ImmichPostgresCorruption.",

@@ -128,7 +128,7 @@ def board() -> Board:
         ),
         number(
             "Saved to disk",
-            Query("1000 * max(immich_vitals_redis_last_save_timestamp_seconds{@})", now=True),
+            Query("1000 * max(immich_vitals_redis_last_save_timestamp_seconds{@})"),
             "dateTimeFromNow",
             "When Redis last saved its jobs to disk; an idle one has nothing to save. Bad: hours ago while jobs run; a"
             " crash loses what came since. Alert: ImmichRedisNotWritable, where saving fails.",
@@ -157,7 +157,7 @@ def board() -> Board:
         ),
         number(
             "Connections allowed",
-            Query("max(immich_vitals_redis_clients_max{@})", now=True),
+            Query("max(immich_vitals_redis_clients_max{@})"),
             "short",
             "The setting maxclients: further connections are refused. Bad: near what is connected. Alert:"
             " ImmichRedisRejectingConnections.",
@@ -170,9 +170,8 @@ def board() -> Board:
                 Query(
                     "sum(increase(immich_vitals_redis_rejected_connections_total{@}[$__range]))",
                     "connections",
-                    now=True,
                 ),
-                Query("sum(increase(immich_vitals_redis_evicted_keys_total{@}[$__range]))", "keys", now=True),
+                Query("sum(increase(immich_vitals_redis_evicted_keys_total{@}[$__range]))", "keys"),
             ],
             "short",
             "Connections refused and keys thrown away for lack of memory, in the time shown. Bad: any; a key may have"
@@ -389,7 +388,7 @@ def board() -> Board:
         ),
         number(
             "Never processed",
-            Query("sum(immich_vitals_library_unprocessed_assets{@})", now=True),
+            Query("sum(immich_vitals_library_unprocessed_assets{@})"),
             "short",
             "Assets without a job-status row: Immich's own runs for missing work never see them. Orange while nothing"
             " is uploaded: their jobs were refused. Alert: ImmichAssetsNeverProcessed.",
@@ -404,7 +403,6 @@ def board() -> Board:
                 max(instance:immich_vitals_library_thumbnails_lost:max{@})
                 or 0 * max(instance_stage:immich_vitals_library_pending:lost7d{@})
                 """,
-                now=True,
             ),
             "short",
             "Assets that had thumbnails this week and have none now, where they are more than the limits allow. Bad:"
@@ -481,7 +479,6 @@ def board() -> Board:
                   * (max_over_time({PRESENT}[1d]) - {PRESENT} > bool {limit("mass_deletion_assets"):.0f})
                 )
                 """,
-                now=True,
             ),
             "percentunit",
             "Part of the assets outside the trash that is no longer there, against the most of the last day; 0 while"
@@ -492,13 +489,13 @@ def board() -> Board:
         ),
         number(
             "Newest asset",
-            Query("1000 * max(immich_vitals_library_newest_asset_timestamp_seconds{@})", now=True),
+            Query("1000 * max(immich_vitals_library_newest_asset_timestamp_seconds{@})"),
             "dateTimeFromNow",
             "When the newest asset came in. Bad: longer ago than the last upload. Alert: ImmichDatabaseRolledBack.",
         ),
         number(
             "Users",
-            Query("max(immich_vitals_library_users{@})", now=True),
+            Query("max(immich_vitals_library_users{@})"),
             "short",
             "Users that are not deleted. Bad: 0; the database is an empty one. Alert: ImmichDatabaseEmpty.",
         ),
@@ -531,7 +528,7 @@ def board() -> Board:
         ),
         number(
             "Offline",
-            Query("sum(immich_vitals_library_external_offline_assets{@})", now=True),
+            Query("sum(immich_vitals_library_external_offline_assets{@})"),
             "short",
             "Files of external libraries that the last scan did not find. A number that stays is old news. Alert:"
             " ImmichExternalLibraryOffline, which reads what is new.",
@@ -548,7 +545,6 @@ def board() -> Board:
                   - min_over_time(immich_vitals_library_external_offline_assets{@}[7d])
                 )
                 """,
-                now=True,
             ),
             "short",
             "How many more files of external libraries are offline than at the best moment of the week. Bad: many;"
@@ -559,7 +555,7 @@ def board() -> Board:
         ),
         number(
             "Videos without a copy",
-            Query('sum(immich_vitals_library_pending{@, stage="encoded_video"})', now=True),
+            Query('sum(immich_vitals_library_pending{@, stage="encoded_video"})'),
             "short",
             "Videos that have no encoded copy. Most need none, since browsers play them as they are. No alert speaks"
             " of it.",
@@ -567,7 +563,7 @@ def board() -> Board:
         ),
         number(
             "Tables are understood",
-            Query("min(immich_vitals_library_schema_supported{@})", now=True),
+            Query("min(immich_vitals_library_schema_supported{@})"),
             "none",
             "The exporter knows the tables of this Immich. No: some of the counts above are missing, and their alerts"
             " silent. Alert: ImmichSchemaUnsupported.",
@@ -576,7 +572,7 @@ def board() -> Board:
         ),
         number(
             "Migrations applied",
-            Query("max(immich_vitals_library_migrations_applied{@})", now=True),
+            Query("max(immich_vitals_library_migrations_applied{@})"),
             "short",
             "Migrations that Immich has applied to its database. Bad: fewer than before; the database is an older one."
             " Alert: ImmichDatabaseRolledBack.",

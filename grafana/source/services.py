@@ -135,7 +135,7 @@ def board() -> Board:
         ),
         number(
             "Photos are mounted",
-            Query(f"min(immich_vitals_container_media_mounted{{{OURS}}})", now=True),
+            Query(f"min(immich_vitals_container_media_mounted{{{OURS}}})"),
             "none",
             "The photos lie on a folder or volume of the host. No: they lie in the container and are lost with it; do"
             " not re-create it. Alert: ImmichMediaNotMounted.",
@@ -144,7 +144,7 @@ def board() -> Board:
         ),
         number(
             "Docker can start them",
-            Query(f"1 - max(immich_vitals_container_start_failed{{{OURS}}})", now=True),
+            Query(f"1 - max(immich_vitals_container_start_failed{{{OURS}}})"),
             "none",
             "No: the engine could not start a container at all, because a path, port or device of it is missing or"
             " taken. Alert: ImmichContainerDown.",
@@ -282,7 +282,6 @@ def board() -> Board:
                 / max by (container) (immich_vitals_container_memory_limit_bytes{{{OURS}}})
                 """,
                 "{{container}}",
-                now=True,
             ),
             "percentunit",
             "How much of its memory limit each container that has one uses. Orange for long: soon the kernel kills a"
@@ -385,7 +384,6 @@ def board() -> Board:
             # No swap is nothing to use: 0 of 0 is no sample.
             Query(
                 "1 - min(immich_vitals_host_swap_free_bytes{@} / (immich_vitals_host_swap_total_bytes{@} > 0))",
-                now=True,
             ),
             "percentunit",
             "Part of the swap space that is used. Much of it is no fault while `Standstill` is low. No alert speaks of"
@@ -396,7 +394,7 @@ def board() -> Board:
         ),
         number(
             "Killed by the kernel",
-            Query("sum(increase(immich_vitals_host_oom_kills_total{@}[$__range]))", now=True),
+            Query("sum(increase(immich_vitals_host_oom_kills_total{@}[$__range]))"),
             "short",
             "Processes of the whole machine that the kernel killed for lack of memory in the time shown. Bad: any."
             " Alert: ImmichHostOOM.",
@@ -406,7 +404,7 @@ def board() -> Board:
         ),
         number(
             "Memory in all",
-            Query("max(immich_vitals_host_memory_total_bytes{@})", now=True),
+            Query("max(immich_vitals_host_memory_total_bytes{@})"),
             "bytes",
             "Memory of the machine. Immich itself asks for 6 GB or more; with less, turn machine learning off. No"
             " alert speaks of it.",
@@ -414,7 +412,7 @@ def board() -> Board:
         ),
         number(
             "Up for",
-            Query("time() - max(immich_vitals_host_boot_timestamp_seconds{@})", now=True),
+            Query("time() - max(immich_vitals_host_boot_timestamp_seconds{@})"),
             "s",
             "How long ago the machine booted. Bad: a boot that nobody asked for. No alert speaks of it.",
             decimals=0,
@@ -443,7 +441,7 @@ def board() -> Board:
         ),
         number(
             "Parts fit together",
-            Query("1 - max(immich_vitals_version_skew{@})", now=True),
+            Query("1 - max(immich_vitals_version_skew{@})"),
             "none",
             "All parts that run are of one version. No: something was not upgraded with the rest. Alert:"
             " ImmichVersionSkew.",
@@ -453,7 +451,7 @@ def board() -> Board:
         ),
         number(
             "Latest release",
-            Query("max(immich_vitals_version_update_available{@})", now=True),
+            Query("max(immich_vitals_version_update_available{@})"),
             "none",
             "Whether a newer release is out, by Immich's own check. Alert: ImmichUpdateAvailable.",
             states=(State(0, "runs", WELL), State(1, "is newer", NOTE)),
@@ -462,7 +460,7 @@ def board() -> Board:
         ),
         number(
             "Upgraded",
-            Query("1000 * max(immich_vitals_version_changed_timestamp_seconds{@})", now=True),
+            Query("1000 * max(immich_vitals_version_changed_timestamp_seconds{@})"),
             "dateTimeFromNow",
             "When Immich first started in its present version. Bad: today, and nobody upgraded it. Alert:"
             " ImmichUpdateAvailable.",
@@ -476,7 +474,6 @@ def board() -> Board:
                   component=~"server|microservices", signature=~"migration_failed|schema_missing"
                 }[$__range]))
                 """,
-                now=True,
             ),
             "short",
             "How often the server said in the time shown that a migration failed, or that a table is not there. Bad:"

@@ -111,7 +111,7 @@ def troubles(signatures: str, words: tuple[Word, ...]) -> str:
 
 
 def lost(kinds: str) -> Query:
-    return Query(f'sum(immich_vitals_file_lost{{@, kind=~"{kinds}"}})', now=True)
+    return Query(f'sum(immich_vitals_file_lost{{@, kind=~"{kinds}"}})')
 
 
 def sampled(result: str) -> Query:
@@ -225,7 +225,7 @@ def _room(made: Board) -> None:
         ),
         number(
             "Full, by two hours' pace",
-            Query(f"min({FULL_IN})", now=True),
+            Query(f"min({FULL_IN})"),
             "s",
             "When the first disk is full at the pace of the last two hours. Blue: within hours, so stop an import and"
             " make room. Alert: ImmichDiskWillFill, once that disk has little room left.",
@@ -237,9 +237,7 @@ def _room(made: Board) -> None:
         number(
             "Full, by the week's pace",
             # A recording, since it takes two windows of half a week: without the rules it is unknown.
-            Query(
-                'min(instance_path:immich_vitals_filesystem_avail_bytes:seconds_to_full_1w{@, path=~"$path"})', now=True
-            ),
+            Query('min(instance_path:immich_vitals_filesystem_avail_bytes:seconds_to_full_1w{@, path=~"$path"})'),
             "s",
             "When the first disk is full at the pace of the last week. Blue: another week like it fills the disk, so"
             " plan for a larger one. Alert: ImmichDiskWillFill, once that disk has little room left.",
@@ -256,7 +254,7 @@ def _room(made: Board) -> None:
         ),
         number(
             "Fewest inodes left",
-            Query(f"min({FILES_RATIO})", now=True),
+            Query(f"min({FILES_RATIO})"),
             "percentunit",
             "The part of its files that the poorest disk can still make. Red: it takes no new file soon, however much"
             " room is left. Alert: ImmichInodesLow.",
@@ -416,7 +414,7 @@ def _errors(made: Board) -> None:
     made.row("4. Errors of disks and folders").add(
         number(
             "Look into the folders",
-            Query("max(immich_vitals_storage_io_error{@})", now=True),
+            Query("max(immich_vitals_storage_io_error{@})"),
             "none",
             "What the exporter met itself when it looked into the folders. Red: the file system or its disk reports an"
             " error; make a backup of what can still be read. Alert: ImmichStorageIOErrors.",
@@ -425,7 +423,7 @@ def _errors(made: Board) -> None:
         ),
         number(
             "Changes of the root",
-            Query("sum(increase(immich_vitals_storage_root_changes_total{@}[$__range]))", now=True),
+            Query("sum(increase(immich_vitals_storage_root_changes_total{@}[$__range]))"),
             "short",
             "How often, in the time shown, the media folder or the disk of a folder in it was replaced by another one."
             " Bad: any that nobody made; new photos may go to the wrong disk. Alerts: ImmichMediaMountMissing,"
@@ -436,7 +434,7 @@ def _errors(made: Board) -> None:
         ),
         number(
             "Write probe",
-            Query("min(immich_vitals_storage_write_probe_success{@})", now=True),
+            Query("min(immich_vitals_storage_write_probe_success{@})"),
             "none",
             "One small file could be written, synced, read back and removed in the media folder;"
             " IMMICH_VITALS_WRITE_PROBE switches it on. Red: uploads fail, too. Alert: ImmichMediaNotWritable.",
@@ -454,7 +452,6 @@ def _errors(made: Board) -> None:
                   }[$__range]
                 ))
                 """,
-                now=True,
             ),
             "short",
             "How often, in the time shown, the server stopped because its own check of the folders failed. Bad: any;"
@@ -508,7 +505,7 @@ def _files(made: Board) -> None:
         ),
         number(
             "Age of the sample",
-            Query("time() - max(immich_vitals_file_sample_timestamp_seconds{@})", now=True),
+            Query("time() - max(immich_vitals_file_sample_timestamp_seconds{@})"),
             "s",
             "How long ago files were last compared with the database; IMMICH_VITALS_FILE_INTERVAL sets how often. Bad:"
             " a day, since lost files show that much later. No alert speaks of it.",
@@ -517,7 +514,7 @@ def _files(made: Board) -> None:
         ),
         number(
             "Left in upload",
-            Query("max(immich_vitals_file_template_leftovers{@})", now=True),
+            Query("max(immich_vitals_file_template_leftovers{@})"),
             "short",
             "Uploads older than a day that still lie in upload although the storage template is on. Blue: they open,"
             " but the migration of the template was not run. Alert: ImmichStorageTemplateLeftovers.",
@@ -581,7 +578,7 @@ def _files(made: Board) -> None:
         ),
         number(
             "Audit",
-            Query("max(immich_vitals_file_audit_progress_ratio{@})", now=True),
+            Query("max(immich_vitals_file_audit_progress_ratio{@})"),
             "percentunit",
             "How far the slow audit of all files is in its pass; IMMICH_VITALS_FILE_AUDIT switches it on. Bad: the"
             " same for days. No alert speaks of it.",
@@ -592,7 +589,7 @@ def _files(made: Board) -> None:
         ),
         number(
             "Last whole audit",
-            Query("time() - max(immich_vitals_file_audit_completed_timestamp_seconds{@})", now=True),
+            Query("time() - max(immich_vitals_file_audit_completed_timestamp_seconds{@})"),
             "s",
             "How long ago the audit last came to the end of all files. Bad: much longer than a pass takes. No alert"
             " speaks of it.",
@@ -720,7 +717,7 @@ def _backups(made: Board) -> None:
         ),
         number(
             "Immich's own dumps",
-            Query("max(immich_vitals_backup_scheduled{@})", now=True),
+            Query("max(immich_vitals_backup_scheduled{@})"),
             "none",
             "Whether Immich's settings have its nightly dump switched on. Blue: off, so that another tool must make"
             " them. Alert: ImmichBackupStale, which is silent while they are off.",
@@ -737,7 +734,6 @@ def _backups(made: Board) -> None:
                   / immich_vitals_backup_previous_size_bytes{@, kind="database"}
                 )
                 """,
-                now=True,
             ),
             "percentunit",
             "Size of the newest dump as a part of the one before. Orange: half of it is gone; copy the older one to a"
@@ -755,7 +751,6 @@ def _backups(made: Board) -> None:
                 or max(immich_vitals_backup_newest_timestamp_seconds{{@, kind="database"}}) ^ 0
                 or 0 * ({failed})
                 """,
-                now=True,
             ),
             "none",
             "Whether Immich could make its last dump, by its own notice or its log. Orange: it failed, and none has"
@@ -765,7 +760,7 @@ def _backups(made: Board) -> None:
         ),
         number(
             "Last failure",
-            Query(f"time() - {failed}", now=True),
+            Query(f"time() - {failed}"),
             "s",
             "How long ago one of Immich's own dumps failed. Bad: later than the newest dump, which the panel beside it"
             " says. Alert: ImmichBackupFailed.",
@@ -774,7 +769,7 @@ def _backups(made: Board) -> None:
         ),
         number(
             "Last restore test",
-            Query("time() - max(immich_vitals_backup_restore_test_timestamp_seconds{@})", now=True),
+            Query("time() - max(immich_vitals_backup_restore_test_timestamp_seconds{@})"),
             "s",
             "How long ago somebody tried a restore and touched IMMICH_VITALS_RESTORE_TEST_FILE. Blue: half a year, or"
             " never; a backup that was never tried is a hope. Alert: ImmichRestoreTestOverdue.",

@@ -70,8 +70,8 @@ def worst(step: int) -> str:
     return f"max({severities} or 0 * ({WATCHED})) or vector(-1)"
 
 
-def steps(*, now: bool) -> list[Query]:
-    return [Query(worst(place), f"{place}. {step}", now=now) for place, step in enumerate(STEPS, start=1)]
+def steps() -> list[Query]:
+    return [Query(worst(place), f"{place}. {step}") for place, step in enumerate(STEPS, start=1)]
 
 
 def firing() -> str:
@@ -131,7 +131,7 @@ def board() -> Board:
         ),
         number(
             "Steps now",
-            steps(now=True),
+            steps(),
             "none",
             "The steps of the guide, from what Immich stands on to what it has made. The first red one from the top is"
             " where to look: what stands below it often only follows from it. Its facts are in the part of the same"
@@ -143,7 +143,7 @@ def board() -> Board:
         ),
         timeline(
             "Steps over time",
-            steps(now=False),
+            steps(),
             WORST,
             "Since when. The step that turned red first is nearest to the cause. Grey: no alert could fire then, since"
             " Prometheus had no data of the exporter or no rules.",
@@ -170,7 +170,7 @@ def board() -> Board:
         ),
         number(
             "Ends of containers",
-            Query("sum(increase(immich_vitals_container_exits_total{@}[$__range]))", now=True),
+            Query("sum(increase(immich_vitals_container_exits_total{@}[$__range]))"),
             "short",
             "How often a container of Immich ended in the time shown. A few after an upgrade are normal; many are a"
             " restart loop. Alerts: ImmichRestartLoop, ImmichContainerOOMKilled.",
@@ -180,7 +180,7 @@ def board() -> Board:
         ),
         number(
             "Killed for memory",
-            Query("sum(increase(immich_vitals_container_oom_events_total{@}[$__range]))", now=True),
+            Query("sum(increase(immich_vitals_container_oom_events_total{@}[$__range]))"),
             "short",
             "How often a container reached its memory limit and lost a process in the time shown. Bad: any. Alert:"
             " ImmichContainerOOMKilled.",
@@ -278,7 +278,6 @@ def board() -> Board:
             "Damaged pages",
             Query(
                 "sum(immich_vitals_postgres_checksum_failures_total{@})",
-                now=True,
             ),
             "short",
             "Damaged pages that Postgres met since its statistics began. Any is bad, and 0 is no proof: pages that"
@@ -295,7 +294,6 @@ def board() -> Board:
                   / max by (instance) (immich_vitals_postgres_connections_max{@})
                 )
                 """,
-                now=True,
             ),
             "percentunit",
             "Part of the connections that Postgres allows. Bad: near all, then Immich cannot log in. Alert:"
@@ -351,7 +349,7 @@ def board() -> Board:
         ),
         number(
             "Never processed",
-            Query("sum(immich_vitals_library_unprocessed_assets{@})", now=True),
+            Query("sum(immich_vitals_library_unprocessed_assets{@})"),
             "short",
             "Assets without a job-status row: Immich's own runs for missing work never see them. Alert:"
             " ImmichAssetsNeverProcessed.",
@@ -360,7 +358,7 @@ def board() -> Board:
         ),
         number(
             "Files lost",
-            Query("sum(immich_vitals_file_lost{@})", now=True),
+            Query("sum(immich_vitals_file_lost{@})"),
             "short",
             "Files that are in the database and not on the disk, as far as samples and the audit looked. Alerts:"
             " ImmichOriginalsMissing, ImmichThumbnailFilesMissing.",
@@ -443,7 +441,7 @@ def board() -> Board:
         ),
         number(
             "Parts fit together",
-            Query("1 - max(immich_vitals_version_skew{@})", now=True),
+            Query("1 - max(immich_vitals_version_skew{@})"),
             "none",
             "All parts that run are of one version. Alert: ImmichVersionSkew.",
             states=YES_NO,
@@ -452,7 +450,7 @@ def board() -> Board:
         ),
         number(
             "Latest release",
-            Query("max(immich_vitals_version_update_available{@})", now=True),
+            Query("max(immich_vitals_version_update_available{@})"),
             "none",
             "Whether a newer release is out, by Immich's own check. Alert: ImmichUpdateAvailable.",
             states=(State(0, "runs", WELL), State(1, "is newer", NOTE)),
@@ -463,7 +461,7 @@ def board() -> Board:
     made.row("11. Backups and damaged data").add(
         number(
             "Age of the newest backup",
-            Query("time() - max by (kind) (immich_vitals_backup_newest_timestamp_seconds{@})", "{{kind}}", now=True),
+            Query("time() - max by (kind) (immich_vitals_backup_newest_timestamp_seconds{@})", "{{kind}}"),
             "s",
             "How old the newest dump of the database and the newest copy of the photos are. Bad: two missed turns."
             " Alerts: ImmichBackupStale, ImmichMediaBackupStale.",
@@ -473,7 +471,7 @@ def board() -> Board:
         ),
         number(
             "Newest dump is whole",
-            Query("min(immich_vitals_backup_intact{@})", now=True),
+            Query("min(immich_vitals_backup_intact{@})"),
             "none",
             "The newest dump was read to its end. Alert: ImmichBackupIncomplete.",
             states=YES_NO,

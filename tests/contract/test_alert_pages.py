@@ -21,10 +21,8 @@ def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """A copy of what the tool reads and writes, up to date."""
-    for name in ("rules", "docs"):
+    for name in ("rules", "docs", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "alerts", tmp_path / "scripts")
     run(tmp_path)
     return tmp_path
 

@@ -35,10 +35,8 @@ def test_no_cell_is_empty() -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     """An alert in no row, and a row without what it needs, are named, and the page is not called right."""
-    for name in ("rules", "docs", "tests/worlds", "exporter/immich_vitals"):
+    for name in ("rules", "docs", "scripts", "tests/worlds", "exporter/immich_vitals"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "coverage", tmp_path / "scripts")
     source = tmp_path / "docs" / "coverage.yml"
     told = source.read_text()
     assert "alerts: [ImmichServiceMissing]" in told

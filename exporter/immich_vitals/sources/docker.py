@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from immich_vitals.collector import CollectorFailure, Deadline, Remark, TimedOut, Unavailable
 from immich_vitals.config import DockerConfig
 from immich_vitals.flight import Flight
+from immich_vitals.sources.json_values import dict_of, text_of, texts_of, whole_of
 
 if TYPE_CHECKING:
     from immich_vitals.sources.docker_http import Connection
@@ -217,13 +218,13 @@ class Docker:
         None when a filtering proxy does not let us ask.
         """
         try:
-            found = _dict(self._connection().get("/info", deadline, longest=ONE_CONTAINER_SECONDS))
+            found = dict_of(self._connection().get("/info", deadline, longest=ONE_CONTAINER_SECONDS))
         except Unavailable:
             return None
         options = found.get("SecurityOptions")
         if not found:
             return None
-        words = " ".join(_text(each) for each in options) if isinstance(options, list) else ""
+        words = " ".join(text_of(each) for each in options) if isinstance(options, list) else ""
         return "name=rootless" in words or "name=userns" in words
 
     def usage(self, container: str, deadline: Deadline) -> UsageFacts | None:
@@ -297,9 +298,9 @@ class Docker:
 
 def container_facts(raw: object) -> ContainerFacts:
     """The facts in an answer to `GET /containers/<id>/json`. Raises `Unavailable` when it is not one."""
-    answer = _dict(raw)
-    state, config, host = (_dict(answer.get(key)) for key in ("State", "Config", "HostConfig"))
-    name, word = _text(answer.get("Name")).lstrip("/"), _text(state.get("Status"))
+    answer = dict_of(raw)
+    state, config, host = (dict_of(answer.get(key)) for key in ("State", "Config", "HostConfig"))
+    name, word = text_of(answer.get("Name")).lstrip("/"), text_of(state.get("Status"))
     if not name or not word:
         raise Unavailable(
             "Docker described a container without its name or state",
@@ -309,28 +310,28 @@ def container_facts(raw: object) -> ContainerFacts:
     started = moment_of(state.get("StartedAt"))
     ended = word in ("exited", "dead", "restarting", "removing") and started is not None
     mounts, groups = answer.get("Mounts"), host.get("GroupAdd")
-    own_shm = not _text(host.get("IpcMode")).startswith(("host", "container:"))
+    own_shm = not text_of(host.get("IpcMode")).startswith(("host", "container:"))
     return ContainerFacts(
         name=name,
-        image=_text(config.get("Image")) or _text(answer.get("Image")),
+        image=text_of(config.get("Image")) or text_of(answer.get("Image")),
         state=word,
         health=_health(state),
-        restarts=_whole(answer.get("RestartCount")) or 0,
+        restarts=whole_of(answer.get("RestartCount")) or 0,
         started=started,
         finished=moment_of(state.get("FinishedAt")),
-        exit_code=_whole(state.get("ExitCode")) if ended else None,
+        exit_code=whole_of(state.get("ExitCode")) if ended else None,
         oom_killed=state.get("OOMKilled") is True,
-        start_failed=word in ("created", "exited", "dead") and bool(_text(state.get("Error"))),
-        restart_policy=_text(_dict(host.get("RestartPolicy")).get("Name")) or "no",
-        memory_limit=_whole(host.get("Memory")) or None,
-        shm_size=(_whole(host.get("ShmSize")) or None) if own_shm else None,
+        start_failed=word in ("created", "exited", "dead") and bool(text_of(state.get("Error"))),
+        restart_policy=text_of(dict_of(host.get("RestartPolicy")).get("Name")) or "no",
+        memory_limit=whole_of(host.get("Memory")) or None,
+        shm_size=(whole_of(host.get("ShmSize")) or None) if own_shm else None,
         mounts=tuple(_mount(each) for each in mounts) if isinstance(mounts, list) else None,
         env=_read_env(config.get("Env")),
-        labels=_texts(config.get("Labels")),
-        user=_text(config.get("User")),
-        groups=tuple(_text(each) for each in groups) if isinstance(groups, list) else (),
+        labels=texts_of(config.get("Labels")),
+        user=text_of(config.get("User")),
+        groups=tuple(text_of(each) for each in groups) if isinstance(groups, list) else (),
         root_overrides=root_overrides(host),
-        own_users=_text(host.get("UsernsMode")) == "host",
+        own_users=text_of(host.get("UsernsMode")) == "host",
     )
 
 
@@ -339,12 +340,12 @@ def usage_facts(raw: object) -> UsageFacts:
 
     Podman tells no parts of the memory: then the working set is not known.
     """
-    answer = _dict(raw)
-    memory = _dict(answer.get("memory_stats"))
-    parts = _dict(memory.get("stats"))
-    usage = _whole(memory.get("usage"))
-    cache = _whole(parts.get("total_inactive_file", parts.get("inactive_file")))
-    cpu = _whole(_dict(_dict(answer.get("cpu_stats")).get("cpu_usage")).get("total_usage"))
+    answer = dict_of(raw)
+    memory = dict_of(answer.get("memory_stats"))
+    parts = dict_of(memory.get("stats"))
+    usage = whole_of(memory.get("usage"))
+    cache = whole_of(parts.get("total_inactive_file", parts.get("inactive_file")))
+    cpu = whole_of(dict_of(dict_of(answer.get("cpu_stats")).get("cpu_usage")).get("total_usage"))
     return UsageFacts(
         memory_working_set=max(0, usage - cache) if usage and cache is not None else None,
         cpu_seconds=cpu / 1e9 if cpu else None,  # 0 stands for a container that has just ended
@@ -353,11 +354,11 @@ def usage_facts(raw: object) -> UsageFacts:
 
 def event_of(raw: object) -> Event | None:
     """The event in one line of the stream, or None when it is another kind of event."""
-    answer = _dict(raw)
-    actor = _dict(answer.get("Actor"))
-    attributes = _texts(actor.get("Attributes"))
-    action, container = _text(answer.get("Action") or answer.get("status")), _text(actor.get("ID"))
-    moment = _whole(answer.get("timeNano"))
+    answer = dict_of(raw)
+    actor = dict_of(answer.get("Actor"))
+    attributes = texts_of(actor.get("Attributes"))
+    action, container = text_of(answer.get("Action") or answer.get("status")), text_of(actor.get("ID"))
+    moment = whole_of(answer.get("timeNano"))
     if action not in ("die", "oom") or not container or moment is None:
         return None
     code = attributes.get("exitCode")
@@ -436,42 +437,42 @@ def on_its_clock(asked: float, told: float | None) -> float:
 
 
 def _listed(raw: object) -> Listed:
-    answer = _dict(raw)
+    answer = dict_of(raw)
     names = answer.get("Names")
-    container = _text(answer.get("Id"))
+    container = text_of(answer.get("Id"))
     if not container:
         raise Unavailable(
             "Docker listed a container without its id",
             mend="look whether it is a Docker API that DOCKER_HOST names",
         )
     # Other names, with a second slash, are links of old.
-    own = [name for name in map(_text, names) if name.count("/") <= 1] if isinstance(names, list) else []
-    state = _text(answer.get("State")).lower()
+    own = [name for name in map(text_of, names) if name.count("/") <= 1] if isinstance(names, list) else []
+    state = text_of(answer.get("State")).lower()
     return Listed(
         id=container,
         name=(own or [container[:12]])[0].lstrip("/"),
-        image=_text(answer.get("Image")),
-        command=_text(answer.get("Command")),
+        image=text_of(answer.get("Image")),
+        command=text_of(answer.get("Command")),
         state=_STATE_OF.get(state, state),
-        labels=_texts(answer.get("Labels")),
+        labels=texts_of(answer.get("Labels")),
     )
 
 
 def _health(state: Mapping[str, object]) -> str:
-    health = _text(_dict(state.get("Health")).get("Status"))
+    health = text_of(dict_of(state.get("Health")).get("Status"))
     return health if health in HEALTHS else "none"
 
 
 def _mount(raw: object) -> Mount:
-    answer = _dict(raw)
-    kind, name, target, source = (_text(answer.get(key)) for key in ("Type", "Name", "Destination", "Source"))
+    answer = dict_of(raw)
+    kind, name, target, source = (text_of(answer.get(key)) for key in ("Type", "Name", "Destination", "Source"))
     return Mount(kind, name, target, source, writable=answer.get("RW") is not False)
 
 
 def root_overrides(host: Mapping[str, object]) -> bool:
     """Whether root in a container with this HostConfig has the capability DAC_OVERRIDE, as it has by default."""
     added, dropped = (
-        {_text(each).upper().removeprefix("CAP_") for each in found} if isinstance(found, list) else set()
+        {text_of(each).upper().removeprefix("CAP_") for each in found} if isinstance(found, list) else set()
         for found in (host.get("CapAdd"), host.get("CapDrop"))
     )
     if host.get("Privileged") is True or "DAC_OVERRIDE" in added:
@@ -481,33 +482,17 @@ def root_overrides(host: Mapping[str, object]) -> bool:
 
 
 def _read_env(raw: object) -> dict[str, str]:
-    pairs = (_text(each).partition("=") for each in raw) if isinstance(raw, list) else ()
+    pairs = (text_of(each).partition("=") for each in raw) if isinstance(raw, list) else ()
     return {name: value for name, _, value in pairs if name in READ_ENV and value}
 
 
 def moment_of(raw: object) -> float | None:
     """Seconds since the epoch, from `2026-11-20T19:04:42.459134483Z`; the year 1 stands for "never"."""
     try:
-        moment = datetime.fromisoformat(_text(raw))
+        moment = datetime.fromisoformat(text_of(raw))
     except ValueError:
         return None
     return moment.timestamp() if moment.year > 1 and moment.tzinfo else None
-
-
-def _dict(raw: object) -> dict[str, object]:
-    return raw if isinstance(raw, dict) else {}
-
-
-def _text(raw: object) -> str:
-    return raw if isinstance(raw, str) else ""
-
-
-def _whole(raw: object) -> int | None:
-    return raw if isinstance(raw, int) and not isinstance(raw, bool) else None
-
-
-def _texts(raw: object) -> dict[str, str]:
-    return {key: value for key, value in _dict(raw).items() if isinstance(value, str)}
 
 
 def _is_socket(path: Path) -> bool:

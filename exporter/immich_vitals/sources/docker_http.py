@@ -10,11 +10,11 @@ The module is imported when the first request is made, for those who have no Doc
 import json
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 
@@ -23,10 +23,12 @@ from immich_vitals.sources.http_within import (
     HEADERS,
     POOL_SIZE,
     Bytes,
+    Params,
     Stream,
     TcpPool,
     TlsPool,
     UnixPool,
+    asked,
     body_of,
     causes_of,
     is_timeout,
@@ -35,7 +37,6 @@ from immich_vitals.sources.http_within import (
 
 # Docker 25 to 29 speak this version; older and newer ones say which they speak instead.
 API_VERSION = "1.44"
-Params = Mapping[str, str]
 
 
 class Connection:
@@ -131,11 +132,7 @@ class Connection:
 
     def _send(self, path: str, params: Params | None, deadline: Deadline) -> urllib3.BaseHTTPResponse:
         limit = deadline.limit(f"ask Docker for {path}")
-        url = self._prefix + path + (f"?{urlencode(params)}" if params else "")
-        return self._pool.urlopen(
-            "GET", url, headers=HEADERS, timeout=limit, retries=False, redirect=False, preload_content=False,
-            decode_content=False,
-        )  # fmt: skip
+        return asked(self._pool, self._prefix + path, params, limit, HEADERS)
 
     @contextmanager
     def _explained(self, path: str) -> Iterator[None]:

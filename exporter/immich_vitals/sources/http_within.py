@@ -8,12 +8,13 @@ import http.client
 import io
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlencode
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -31,6 +32,7 @@ READ_BYTES = 32 * 1024
 POOL_SIZE = 10  # connections kept open; more are opened when more threads ask
 
 Broken = Callable[[str], CollectorFailure]
+Params = Mapping[str, str]
 
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"immich-vitals/{__version__}"}
 
@@ -278,6 +280,17 @@ class _Chunks:
         if len(self._rest) > LONGEST_LINE:
             raise self._broken("it is not made of chunks")
         return b"".join(found)
+
+
+def asked(
+    pool: urllib3.HTTPConnectionPool, path: str, params: Params | None, limit: float, headers: Mapping[str, str]
+) -> urllib3.BaseHTTPResponse:
+    """The head of the answer to GET; its body is still to be read. Raises urllib3's errors, without a second try."""
+    url = path + (f"?{urlencode(params)}" if params else "")
+    return pool.urlopen(
+        "GET", url, headers=headers, timeout=limit, retries=False, redirect=False, preload_content=False,
+        decode_content=False,
+    )  # fmt: skip
 
 
 def body_of(response: urllib3.BaseHTTPResponse, deadline: Deadline, whose: str, setting: str) -> bytes:

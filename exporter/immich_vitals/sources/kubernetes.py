@@ -13,6 +13,7 @@ from immich_vitals.collector import Absent, CollectorFailure, Deadline, Remark, 
 from immich_vitals.config import KubernetesConfig
 from immich_vitals.settings import OWN
 from immich_vitals.sources.docker import ContainerFacts, Event, Listed, Read, UsageFacts, moment_of
+from immich_vitals.sources.json_values import dict_of, list_of, text_of
 from immich_vitals.sources.kubernetes_pods import End, Pod, PodContainer, at_work, pod_of, quantity
 
 if TYPE_CHECKING:
@@ -81,10 +82,10 @@ class Kubernetes:
         except Forbidden as failure:
             return _no_usage(failure.message, failure.mend)
         told = {}
-        for pod in _items(answer, "PodMetricsList"):
-            name, moment = _text(_dict(_dict(pod).get("metadata")).get("name")), moment_of(_dict(pod).get("timestamp"))
-            for each in map(_dict, _list(_dict(pod).get("containers"))):
-                told[name, _text(each.get("name"))] = (_dict(each.get("usage")), moment)
+        for pod in map(dict_of, _items(answer, "PodMetricsList")):
+            name, moment = text_of(dict_of(pod.get("metadata")).get("name")), moment_of(pod.get("timestamp"))
+            for each in map(dict_of, list_of(pod.get("containers"))):
+                told[name, text_of(each.get("name"))] = (dict_of(each.get("usage")), moment)
         asked = [self._listed[each] for each in containers if each in self._listed]
         usages = {each.listed.id: told[each.pod, each.name] for each in asked if (each.pod, each.name) in told}
         return Read({each: self._usage(each, *usage) for each, usage in usages.items()}, frozenset(), None)
@@ -135,7 +136,7 @@ class Kubernetes:
                 bad = bad or failure
         if bad is not None and not pods:
             raise bad
-        return pods, bad, _text(_dict(_dict(answer).get("metadata")).get("resourceVersion"))
+        return pods, bad, text_of(dict_of(dict_of(answer).get("metadata")).get("resourceVersion"))
 
     def watch(self, version: str, deadline: Deadline, quiet: float) -> "Stream":
         """What changes about the pods from a version on. Raises `Gone` when that is too old."""
@@ -255,15 +256,15 @@ class Ends:
     def _changes(self, stream: "Stream", version: str, stop: Callable[[], bool]) -> Generator[Event, None, str]:
         """The version to go on from; empty when the API does not know it any more."""
         for change in stream.objects():
-            kind, told = _text(_dict(change).get("type")), _dict(_dict(change).get("object"))
+            kind, told = text_of(dict_of(change).get("type")), dict_of(dict_of(change).get("object"))
             if kind == "ERROR":
                 if told.get("code") == 410:
                     return ""
                 raise Unavailable(
-                    f"Kubernetes ended the watch on pods: {' '.join(_text(told.get('message')).split())[:200]}",
+                    f"Kubernetes ended the watch on pods: {' '.join(text_of(told.get('message')).split())[:200]}",
                     mend="look at the API server: `kubectl get --raw /readyz?verbose`",
                 )
-            version = _text(_dict(told.get("metadata")).get("resourceVersion")) or version
+            version = text_of(dict_of(told.get("metadata")).get("resourceVersion")) or version
             if kind in ("ADDED", "MODIFIED", "DELETED"):
                 yield from self._changed(told, gone=kind == "DELETED")
             if stop():
@@ -310,19 +311,7 @@ def _no_usage(why: str, mend: str) -> Read[UsageFacts]:
 
 
 def _items(answer: object, kind: str) -> list[object]:
-    found = _dict(answer)
+    found = dict_of(answer)
     if found.get("kind") != kind:
         raise Unavailable(f"an answer of Kubernetes is no {kind}", mend=_ALIEN)
-    return _list(found.get("items"))
-
-
-def _dict(raw: object) -> dict[str, object]:
-    return raw if isinstance(raw, dict) else {}
-
-
-def _list(raw: object) -> list[object]:
-    return raw if isinstance(raw, list) else []
-
-
-def _text(raw: object) -> str:
-    return raw if isinstance(raw, str) else ""
+    return list_of(found.get("items"))

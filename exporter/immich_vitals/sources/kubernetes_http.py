@@ -10,10 +10,10 @@ The module is imported when the first request is made, for those who have no Kub
 import json
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 from urllib3.util.ssl_ import create_urllib3_context
@@ -24,16 +24,16 @@ from immich_vitals.sources.http_within import (
     HEADERS,
     POOL_SIZE,
     Bytes,
+    Params,
     Stream,
     TcpPool,
     TlsPool,
+    asked,
     body_of,
     causes_of,
     is_timeout,
     name_of,
 )
-
-Params = Mapping[str, str]
 
 _API = OWN + "KUBERNETES_API"
 _ACCOUNT = OWN + "KUBERNETES_ACCOUNT_PATH"
@@ -103,16 +103,12 @@ class Connection:
 
     def _send(self, path: str, params: Params | None, deadline: Deadline) -> urllib3.BaseHTTPResponse:
         limit = deadline.limit(f"ask Kubernetes for {path}")
-        url = urlsplit(self._address).path.rstrip("/") + path + (f"?{urlencode(params)}" if params else "")
         pool = self._pool or self._new_pool()
         self._pool = pool
         headers = {**HEADERS, "Accept": "application/json, */*"}
         if isinstance(pool, TlsPool):
             headers["Authorization"] = f"Bearer {self._token()}"
-        return pool.urlopen(
-            "GET", url, headers=headers, timeout=limit, retries=False, redirect=False, preload_content=False,
-            decode_content=False,
-        )  # fmt: skip
+        return asked(pool, urlsplit(self._address).path.rstrip("/") + path, params, limit, headers)
 
     def _new_pool(self) -> urllib3.HTTPConnectionPool:
         parts = urlsplit(self._address)

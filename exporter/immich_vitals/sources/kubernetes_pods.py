@@ -13,6 +13,7 @@ from immich_vitals.collector import Unavailable
 from immich_vitals.sources.docker import READ_ENV, ContainerFacts, Listed, Mount, moment_of, root_overrides
 from immich_vitals.sources.docker_components import is_word
 from immich_vitals.sources.docker_immich import NEW_LOCATION, OLD_LOCATION
+from immich_vitals.sources.json_values import dict_of, list_of, text_of, texts_of, whole_of
 
 _NAMES = "app.kubernetes.io/"
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
@@ -77,30 +78,30 @@ def at_work(pods: Iterable[Pod]) -> list[Pod]:
 
 def pod_of(raw: object, now: float) -> Pod:
     """The pod in an item of a PodList. Raises `Unavailable` when it is none."""
-    answer = _dict(raw)
-    meta, spec, status = (_dict(answer.get(key)) for key in ("metadata", "spec", "status"))
-    name, uid = _text(meta.get("name")), _text(meta.get("uid"))
-    specs = [each for each in map(_dict, _list(spec.get("containers"))) if _text(each.get("name"))]
+    answer = dict_of(raw)
+    meta, spec, status = (dict_of(answer.get(key)) for key in ("metadata", "spec", "status"))
+    name, uid = text_of(meta.get("name")), text_of(meta.get("uid"))
+    specs = [each for each in map(dict_of, list_of(spec.get("containers"))) if text_of(each.get("name"))]
     if not name or not uid or not specs:
         raise Unavailable(
             f"Kubernetes described the pod {name or '(without a name)'} without its name, uid or containers",
             mend="look at it with `kubectl get pods -o yaml`",
         )
-    labels = _texts(meta.get("labels"))
-    owner = next((each for each in map(_dict, _list(meta.get("ownerReferences"))) if each.get("controller")), {})
-    phase = _text(status.get("phase"))
-    statuses = {_text(each.get("name")): each for each in map(_dict, _list(status.get("containerStatuses")))}
-    look = _Look(name, uid, labels, _text(meta.get("namespace")), spec, status, "deletionTimestamp" in meta, now)
-    main = _main(specs, labels, _texts(meta.get("annotations")).get(_DEFAULT_CONTAINER))
+    labels = texts_of(meta.get("labels"))
+    owner = next((each for each in map(dict_of, list_of(meta.get("ownerReferences"))) if each.get("controller")), {})
+    phase = text_of(status.get("phase"))
+    statuses = {text_of(each.get("name")): each for each in map(dict_of, list_of(status.get("containerStatuses")))}
+    look = _Look(name, uid, labels, text_of(meta.get("namespace")), spec, status, "deletionTimestamp" in meta, now)
+    main = _main(specs, labels, texts_of(meta.get("annotations")).get(_DEFAULT_CONTAINER))
     return Pod(
         name,
         uid,
         _group(name, labels, owner),
         over=phase in ("Failed", "Succeeded"),
         going="deletionTimestamp" in meta,
-        passing=phase == "Succeeded" or _text(owner.get("kind")) == "Job",
+        passing=phase == "Succeeded" or text_of(owner.get("kind")) == "Job",
         containers=tuple(
-            _container(look, each, statuses.get(_text(each.get("name")), {}), each is main) for each in specs
+            _container(look, each, statuses.get(text_of(each.get("name")), {}), each is main) for each in specs
         ),
     )
 
@@ -120,22 +121,22 @@ class _Look:
 
 
 def _container(pod: _Look, spec: Mapping[str, object], status: Mapping[str, object], main: bool) -> PodContainer:
-    own = _text(spec.get("name"))
+    own = text_of(spec.get("name"))
     name = pod.name if main else f"{pod.name}/{own}"
-    image = _text(spec.get("image"))
+    image = text_of(spec.get("image"))
     state, failed = _state(pod, status)
-    command = " ".join(_text(each) for key in ("command", "args") for each in _list(spec.get(key)))
+    command = " ".join(text_of(each) for key in ("command", "args") for each in list_of(spec.get(key)))
     labels = {
         "com.docker.compose.project": _project(pod.labels, pod.namespace),
         "com.docker.compose.service": _word(pod.labels, own) if main else own,
     }
-    last = _dict(_dict(status.get("lastState")).get("terminated"))
-    running, terminated = (_dict(_dict(status.get("state")).get(key)) for key in ("running", "terminated"))
+    last = dict_of(dict_of(status.get("lastState")).get("terminated"))
+    running, terminated = (dict_of(dict_of(status.get("state")).get(key)) for key in ("running", "terminated"))
     ended = terminated or ({} if running else last)
-    policy = _text(pod.spec.get("restartPolicy")) or "Always"
+    policy = text_of(pod.spec.get("restartPolicy")) or "Always"
     code = _code(ended)
     run = _run(status) if running else _run(ended)
-    restarts = _whole(status.get("restartCount")) or 0
+    restarts = whole_of(status.get("restartCount")) or 0
     return PodContainer(
         Listed(f"{pod.uid}/{own}", name, image, command, state, labels),
         ContainerFacts(
@@ -147,7 +148,7 @@ def _container(pod: _Look, spec: Mapping[str, object], status: Mapping[str, obje
             started=moment_of((running or ended).get("startedAt")),
             finished=moment_of((terminated or last).get("finishedAt")),
             exit_code=int(code) if code != "unknown" else None,
-            oom_killed=_text(ended.get("reason")) == "OOMKilled",
+            oom_killed=text_of(ended.get("reason")) == "OOMKilled",
             start_failed=failed,
             restart_policy=_POLICIES.get(policy, "no"),
             memory_limit=_memory_limit(spec, status),
@@ -171,21 +172,21 @@ def _container(pod: _Look, spec: Mapping[str, object], status: Mapping[str, obje
 
 def _state(pod: _Look, status: Mapping[str, object]) -> tuple[str, bool]:
     """The state in Docker's words, and whether the container cannot be started."""
-    state = _dict(status.get("state"))
-    reason = _text(_dict(state.get("waiting")).get("reason"))
-    over = _text(pod.status.get("phase")) in ("Failed", "Succeeded")
+    state = dict_of(status.get("state"))
+    reason = text_of(dict_of(state.get("waiting")).get("reason"))
+    over = text_of(pod.status.get("phase")) in ("Failed", "Succeeded")
     if pod.going:
         return "removing", False
     if state.get("running"):
         return "running", False
     if over:
         return "exited", not state.get("terminated")  # evicted before it began
-    if terminated := _dict(state.get("terminated")):
+    if terminated := dict_of(state.get("terminated")):
         # With a policy that starts it again, it is only between two runs.
         again = {"Always": True, "OnFailure": terminated.get("exitCode") != 0}
-        return ("restarting" if again.get(_text(pod.spec.get("restartPolicy")) or "Always") else "exited"), False
+        return ("restarting" if again.get(text_of(pod.spec.get("restartPolicy")) or "Always") else "exited"), False
     if reason == _LOOP:
-        last = _text(_dict(_dict(status.get("lastState")).get("terminated")).get("reason"))
+        last = text_of(dict_of(dict_of(status.get("lastState")).get("terminated")).get("reason"))
         return "restarting", last in ("StartError", "ContainerCannotRun")
     if reason in _COMING:
         return "created", _held_up(pod.status)
@@ -194,28 +195,28 @@ def _state(pod: _Look, status: Mapping[str, object]) -> tuple[str, bool]:
 
 def _held_up(status: Mapping[str, object]) -> bool:
     """Whether a pod waits for what does not come by itself: a place on a node, or an init container that fails."""
-    for condition in map(_dict, _list(status.get("conditions"))):
+    for condition in map(dict_of, list_of(status.get("conditions"))):
         if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
             return True
     waits = (
-        _text(_dict(_dict(each.get("state")).get("waiting")).get("reason"))
-        for each in map(_dict, _list(status.get("initContainerStatuses")))
+        text_of(dict_of(dict_of(each.get("state")).get("waiting")).get("reason"))
+        for each in map(dict_of, list_of(status.get("initContainerStatuses")))
     )
     return any(reason not in _COMING for reason in waits)
 
 
 def _health(pod: _Look, spec: Mapping[str, object], status: Mapping[str, object]) -> str:
     """What the readiness probe says; none without one, and while nothing runs."""
-    probe = _dict(spec.get("readinessProbe"))
-    running = _dict(_dict(status.get("state")).get("running"))
+    probe = dict_of(spec.get("readinessProbe"))
+    running = dict_of(dict_of(status.get("state")).get("running"))
     if not probe or not running:
         return "none"
     if status.get("ready") is True:
         return "healthy"
     if status.get("started") is False:
         return "starting"
-    period, failures = _whole(probe.get("periodSeconds")) or 10, _whole(probe.get("failureThreshold")) or 3
-    patience = (_whole(probe.get("initialDelaySeconds")) or 0) + period * failures
+    period, failures = whole_of(probe.get("periodSeconds")) or 10, whole_of(probe.get("failureThreshold")) or 3
+    patience = (whole_of(probe.get("initialDelaySeconds")) or 0) + period * failures
     began = moment_of(running.get("startedAt"))
     return "starting" if began is not None and 0 <= pod.now - began < patience else "unhealthy"
 
@@ -226,19 +227,19 @@ def _end(raw: Mapping[str, object]) -> End:
 
 
 def _code(raw: Mapping[str, object]) -> str:
-    code = _whole(raw.get("exitCode"))
+    code = whole_of(raw.get("exitCode"))
     known = code is not None and 0 <= code <= 255 and raw.get("reason") != "ContainerStatusUnknown"
     return str(code) if known else "unknown"
 
 
 def _run(raw: Mapping[str, object]) -> str:
     """The runtime's id of one run: `4d5e...` of `containerd://4d5e...`."""
-    return _text(raw.get("containerID")).rpartition("://")[2]
+    return text_of(raw.get("containerID")).rpartition("://")[2]
 
 
 def _memory_limit(spec: Mapping[str, object], status: Mapping[str, object]) -> int | None:
     """As it is in force, where that is told: it can be changed in place."""
-    found = (_dict(_dict(each.get("resources")).get("limits")).get("memory") for each in (status, spec))
+    found = (dict_of(dict_of(each.get("resources")).get("limits")).get("memory") for each in (status, spec))
     limits = (quantity(each) for each in found if each is not None)
     return next((int(limit) for limit in limits if limit), None)
 
@@ -253,14 +254,14 @@ def quantity(raw: object) -> float | None:
 
 
 def _volumes(pod: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
-    return {_text(each.get("name")): each for each in map(_dict, _list(pod.get("volumes")))}
+    return {text_of(each.get("name")): each for each in map(dict_of, list_of(pod.get("volumes")))}
 
 
 def _shm_size(pod: Mapping[str, object], spec: Mapping[str, object]) -> int | None:
     """Of a volume in memory at /dev/shm. Without one the runtime decides, and does not tell."""
     volumes = _volumes(pod)
-    for mount in map(_dict, _list(spec.get("volumeMounts"))):
-        volume = _dict(volumes.get(_text(mount.get("name")), {}).get("emptyDir"))
+    for mount in map(dict_of, list_of(spec.get("volumeMounts"))):
+        volume = dict_of(volumes.get(text_of(mount.get("name")), {}).get("emptyDir"))
         if mount.get("mountPath") == "/dev/shm" and volume.get("medium") == "Memory":
             size = quantity(volume.get("sizeLimit"))
             return int(size) if size else None
@@ -271,9 +272,8 @@ def _mounts(pod: Mapping[str, object], spec: Mapping[str, object]) -> tuple[Moun
     """None where they say nothing: the media location may be in a ConfigMap or Secret, and none of the usual ones is
     mounted."""
     volumes = _volumes(pod)
-    mounts = tuple(
-        _mount(volumes.get(_text(each.get("name")), {}), each) for each in map(_dict, _list(spec.get("volumeMounts")))
-    )
+    mounted = map(dict_of, list_of(spec.get("volumeMounts")))
+    mounts = tuple(_mount(volumes.get(text_of(each.get("name")), {}), each) for each in mounted)
     usual = {str(NEW_LOCATION), str(OLD_LOCATION)}
     hidden = _hides(spec, "IMMICH_MEDIA_LOCATION") and not any(mount.target in usual for mount in mounts)
     return None if hidden else mounts
@@ -281,33 +281,33 @@ def _mounts(pod: Mapping[str, object], spec: Mapping[str, object]) -> tuple[Moun
 
 def _hides(spec: Mapping[str, object], name: str) -> bool:
     """Whether a variable may be set to what a pod's description does not tell."""
-    told = [each for each in map(_dict, _list(spec.get("env"))) if each.get("name") == name]
-    return "valueFrom" in told[-1] if told else bool(_list(spec.get("envFrom")))
+    told = [each for each in map(dict_of, list_of(spec.get("env"))) if each.get("name") == name]
+    return "valueFrom" in told[-1] if told else bool(list_of(spec.get("envFrom")))
 
 
 def _mount(volume: Mapping[str, object], mount: Mapping[str, object]) -> Mount:
-    target, writable = _text(mount.get("mountPath")), mount.get("readOnly") is not True
+    target, writable = text_of(mount.get("mountPath")), mount.get("readOnly") is not True
     if any(key in volume for key in _PASSING):
         return Mount("tmpfs", "", target, writable=writable)
     if "hostPath" in volume:
-        path = _text(_dict(volume["hostPath"]).get("path")).rstrip("/")
-        below = _text(mount.get("subPath"))
+        path = text_of(dict_of(volume["hostPath"]).get("path")).rstrip("/")
+        below = text_of(mount.get("subPath"))
         return Mount("bind", "", target, f"{path}/{below}" if below else path, writable)
-    claim = _text(_dict(volume.get("persistentVolumeClaim")).get("claimName"))
-    return Mount("volume", claim or _text(volume.get("name")), target, writable=writable)
+    claim = text_of(dict_of(volume.get("persistentVolumeClaim")).get("claimName"))
+    return Mount("volume", claim or text_of(volume.get("name")), target, writable=writable)
 
 
 def _env(raw: object) -> dict[str, str]:
     """The few variables that are read; one whose value is elsewhere (`valueFrom`) is not."""
-    pairs = ((_text(each.get("name")), _text(each.get("value"))) for each in map(_dict, _list(raw)))
+    pairs = ((text_of(each.get("name")), text_of(each.get("value"))) for each in map(dict_of, list_of(raw)))
     return {name: value for name, value in pairs if name in READ_ENV and value}
 
 
 def _user(pod: Mapping[str, object], spec: Mapping[str, object]) -> str:
     """`uid:gid` as far as it is set; what is not set is as in the image."""
-    contexts = [_dict(each.get("securityContext")) for each in (spec, pod)]
+    contexts = [dict_of(each.get("securityContext")) for each in (spec, pod)]
     uid, gid = (
-        next((number for each in contexts if (number := _whole(each.get(key))) is not None), None)
+        next((number for each in contexts if (number := whole_of(each.get(key))) is not None), None)
         for key in ("runAsUser", "runAsGroup")
     )
     if uid is None and gid is None:
@@ -316,15 +316,15 @@ def _user(pod: Mapping[str, object], spec: Mapping[str, object]) -> str:
 
 
 def _groups(pod: Mapping[str, object]) -> tuple[str, ...]:
-    context = _dict(pod.get("securityContext"))
-    found = (_whole(each) for each in (*_list(context.get("supplementalGroups")), context.get("fsGroup")))
+    context = dict_of(pod.get("securityContext"))
+    found = (whole_of(each) for each in (*list_of(context.get("supplementalGroups")), context.get("fsGroup")))
     return tuple(str(each) for each in found if each is not None)
 
 
 def _host_config(spec: Mapping[str, object]) -> dict[str, object]:
     """The capabilities, in Docker's words."""
-    context = _dict(spec.get("securityContext"))
-    capabilities = _dict(context.get("capabilities"))
+    context = dict_of(spec.get("securityContext"))
+    capabilities = dict_of(context.get("capabilities"))
     return {
         "Privileged": context.get("privileged"),
         "CapAdd": capabilities.get("add"),
@@ -370,27 +370,7 @@ def _main(specs: Sequence[dict[str, object]], labels: Mapping[str, str], chosen:
 
 def _group(name: str, labels: Mapping[str, str], owner: Mapping[str, object]) -> str:
     """What makes the pod, over all its versions: a ReplicaSet is one version of a Deployment."""
-    made_by = _text(owner.get("name"))
-    if _text(owner.get("kind")) == "ReplicaSet":
+    made_by = text_of(owner.get("name"))
+    if text_of(owner.get("kind")) == "ReplicaSet":
         made_by = made_by.removesuffix("-" + labels.get("pod-template-hash", "-"))
-    return f"{_text(owner.get('kind'))}/{made_by}" if made_by else f"Pod/{name}"
-
-
-def _dict(raw: object) -> dict[str, object]:
-    return raw if isinstance(raw, dict) else {}
-
-
-def _list(raw: object) -> list[object]:
-    return raw if isinstance(raw, list) else []
-
-
-def _text(raw: object) -> str:
-    return raw if isinstance(raw, str) else ""
-
-
-def _whole(raw: object) -> int | None:
-    return raw if isinstance(raw, int) and not isinstance(raw, bool) else None
-
-
-def _texts(raw: object) -> dict[str, str]:
-    return {key: value for key, value in _dict(raw).items() if isinstance(value, str)}
+    return f"{text_of(owner.get('kind'))}/{made_by}" if made_by else f"Pod/{name}"

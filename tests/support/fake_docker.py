@@ -7,11 +7,12 @@ import ssl
 import tempfile
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
+
+from support.fake_api import Handler, Quiet, TlsServer
 
 
 class FakeDocker:
@@ -64,7 +65,7 @@ class FakeDocker:
     def drop_streams(self) -> None:
         """End every event stream, as a daemon that is stopped does."""
         for stream in list(self._streams):
-            stream.finish_stream.set()
+            stream.finished.set()
 
     def close(self) -> None:
         self.ended.set()
@@ -98,14 +99,8 @@ class FakeDocker:
         return (200, file.read_bytes()) if file.exists() else (404, b'{"message":"No such container"}')
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: "_Server | _TlsServer"
-
-    def setup(self) -> None:
-        super().setup()
-        self.finish_stream = threading.Event()
-        self._writing = threading.Lock()
 
     def do_GET(self) -> None:
         fake = self.server.fake
@@ -125,14 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_GET
 
     def _send(self, status: int, body: bytes, *, drip: bool = False) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        for piece in [body[n : n + 1] for n in range(len(body))] if drip else [body]:
-            self.wfile.write(piece)
-            if drip and self.server.fake.ended.wait(0.05):
-                return
+        self.say(self.server.fake, status, body, drip=drip)
 
     def _stream(self) -> None:
         fake = self.server.fake
@@ -143,49 +131,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.chunk(line)
         fake._streams.append(self)
         fake.streams_started.release()
-        self.finish_stream.wait(30)
+        self.finished.wait(30)
         fake._streams.remove(self)
         self.close_connection = True
 
-    def chunk(self, data: bytes) -> None:
-        with self._writing:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
-    def address_string(self) -> str:
-        return "client"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Quiet: the base class writes to stderr."""
-
-
-class _Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
+class _Server(Quiet, socketserver.UnixStreamServer):
     def __init__(self, fake: FakeDocker) -> None:
         self.fake = fake
         super().__init__(str(fake.socket), _Handler)
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Quiet: a client that went away is what some tests are about."""
 
-
-class _TlsServer(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
-
+class _TlsServer(TlsServer):
     def __init__(self, fake: FakeDocker, tls: ssl.SSLContext) -> None:
         self.fake = fake
-        self._tls = tls
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def get_request(self) -> tuple[ssl.SSLSocket, object]:
-        connection, address = super().get_request()
-        return self._tls.wrap_socket(connection, server_side=True), address
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Quiet: a client that went away is what some tests are about."""
+        super().__init__(_Handler, tls)
 
 
 def _unversioned(path: str) -> tuple[str, str | None]:

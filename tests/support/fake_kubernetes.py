@@ -2,18 +2,17 @@
 
 import json
 import re
-import socketserver
 import ssl
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from support.certificates import Signed, make_certificate
+from support.fake_api import Handler, TlsServer
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.hunter2.hunter2"
 ACCOUNT = "system:serviceaccount:immich:immich-vitals"
@@ -143,14 +142,8 @@ class FakeKubernetes:
         self.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: "_Server"
-
-    def setup(self) -> None:
-        super().setup()
-        self.finished = threading.Event()
-        self._writing = threading.Lock()
 
     def do_GET(self) -> None:
         fake = self.server.fake
@@ -202,14 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(code, json.dumps(status).encode())
 
     def _send(self, status: int, body: bytes, *, kind: str = "application/json", drip: bool = False) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        for piece in [body[n : n + 1] for n in range(len(body))] if drip else [body]:
-            self.wfile.write(piece)
-            if drip and self.server.fake.ended.wait(0.05):
-                return
+        self.say(self.server.fake, status, body, kind=kind, drip=drip)
 
     def _begin(self, kind: str) -> None:
         self.send_response(200)
@@ -263,35 +249,13 @@ class _Handler(BaseHTTPRequestHandler):
         return self._finish()
 
     def _finish(self) -> None:
-        with self._writing:
-            self.wfile.write(b"0\r\n\r\n")
+        self.chunk(b"")
         self.close_connection = True
 
-    def chunk(self, data: bytes) -> None:
-        with self._writing:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
-    def address_string(self) -> str:
-        return "client"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Quiet: the base class writes to stderr."""
-
-
-class _Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
+class _Server(TlsServer):
     def __init__(self, fake: FakeKubernetes, own: Signed) -> None:
         self.fake = fake
-        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._tls.load_cert_chain(own.public, own.private)
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        with self._tls.wrap_socket(request, server_side=True) as wrapped:
-            super().finish_request(wrapped, client_address)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Quiet: a client that went away is what some tests are about."""
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(own.public, own.private)
+        super().__init__(_Handler, tls)

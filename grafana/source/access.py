@@ -1,8 +1,8 @@
 """Access: Immich as its users meet it, beside its proxy and through it."""
 
+from grafana.source import shared
 from grafana.source.kit import (
     BAD,
-    CLEAR,
     NOTE,
     PLAIN,
     SOON,
@@ -157,15 +157,7 @@ def board() -> Board:
         ),
     )
     made.row("Proxy").add(
-        lines(
-            "Time to the first byte",
-            Query('max by (route) (immich_vitals_probe_first_byte_seconds{@, route=~"$route"})', "{{route}}"),
-            "s",
-            "How long the smallest answer takes. External above the line and direct far below it: the proxy or the"
-            " line is slow. Both above it: the server is. Alert: ImmichProxySlow.",
-            given=((CLEAR, None), (SOON, limit("proxy_first_byte_seconds"))),
-            w=10,
-        ),
+        shared.first_byte(', route=~"$route"', w=10, h=8),
         lines(
             "Time of whole probes",
             Query(

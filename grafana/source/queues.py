@@ -1,5 +1,6 @@
 """Queues and library: Redis, the jobs in it, and what they have made of the photos so far."""
 
+from grafana.source import shared
 from grafana.source.kit import (
     BAD,
     NOTE,
@@ -11,7 +12,6 @@ from grafana.source.kit import (
     Column,
     Query,
     State,
-    bars,
     happened,
     limit,
     lines,
@@ -19,6 +19,7 @@ from grafana.source.kit import (
     rows,
     timeline,
 )
+from grafana.source.shared import COVERAGE, PENDING, REQUIRED, STAGES
 
 WORKS = (State(1, "yes", WELL), State(0, "no", BAD))
 # Of several that hold for a queue the largest is shown, in the order in which its alerts exclude each other.
@@ -37,8 +38,6 @@ DATABASE = (
     State(2, "another one", BAD),
     State(3, "empty", BAD),
 )
-STAGES = 'stage!="encoded_video"'
-"""Most videos need no encoded copy, so those without one are no fault."""
 # Immich 1.92 and 1.93 dropped them: jobs that wait there wait for ever, and nobody misses them.
 DROPPED = "objectTagging|recognizeFaces"
 BACKLOG = 'sum by (queue) (immich_vitals_queue_jobs{@, queue=~"$queue", state!="failed"})'
@@ -46,11 +45,8 @@ READY = f'queue=~"$queue", queue!~"{DROPPED}", state=~"waiting|prioritized"'
 WAITING = 'sum by (queue) (immich_vitals_queue_jobs{@, queue=~"$queue", state=~"waiting|prioritized|paused|delayed"})'
 COMPLETED = 'immich_vitals_queue_events_total{@, queue=~"$queue", event="completed"}'
 DONE = f"60 * sum by (queue) (rate({COMPLETED}[$__rate_interval]))"
-PENDING = f"sum by (stage) (immich_vitals_library_pending{{@, {STAGES}}})"
-REQUIRED = f"sum by (stage) (immich_vitals_library_required{{@, {STAGES}}})"
 # From raw counts, so that it is there without rules; those also leave out a database that was empty for a while.
 LEAST = f"sum by (stage) (min_over_time(immich_vitals_library_pending{{@, {STAGES}}}[7d]))"
-COVERAGE = f"1 - {PENDING} / ({REQUIRED} > 0)"
 PRESENT = "instance:immich_vitals_library_present:sum{@}"
 FAILURES = "job_failed|thumbnail_failed|media_failed"
 
@@ -327,17 +323,7 @@ def board() -> Board:
         ),
     )
     made.row("What photos still lack").add(
-        bars(
-            "Assets that have it now",
-            Query(COVERAGE, "{{stage}}"),
-            "percentunit",
-            "Part of the photos and videos that need a stage and have its result. Red: less than the alert allows;"
-            " during an import it is on its way. Alerts: ImmichThumbnailCoverageLow, ImmichThumbnailCoverageDropped.",
-            ((BAD, None), (WELL, limit("coverage_ratio"))),
-            w=8,
-            h=9,
-            most=1.0,
-        ),
+        shared.assets_that_have_it(w=8, h=9),
         lines(
             "Assets that have it, over time",
             Query(COVERAGE, "{{stage}}"),
@@ -386,15 +372,7 @@ def board() -> Board:
             w=16,
             empty="unknown",
         ),
-        number(
-            "Never processed",
-            Query("sum(immich_vitals_library_unprocessed_assets{@})"),
-            "short",
-            "Assets without a job-status row: Immich's own runs for missing work never see them. Orange while nothing"
-            " is uploaded: their jobs were refused. Alert: ImmichAssetsNeverProcessed.",
-            given=((WELL, None), (SOON, limit("never_processed_assets") + 1)),
-            h=8,
-        ),
+        shared.never_processed(h=8),
         number(
             "Thumbnails lost",
             # Recordings: what passes both limits, else none of what could have been lost.

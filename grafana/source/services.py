@@ -1,5 +1,6 @@
 """Services and host: what runs, what it says, and what it stands on."""
 
+from grafana.source import shared
 from grafana.source.kit import (
     BAD,
     CLEAR,
@@ -49,8 +50,6 @@ EXITS = {
 }
 # ImmichRestartLoop, its slow form: more than three starts in an hour.
 STARTS_IN_AN_HOUR = 3
-FOLLOWED = (State(1, "followed", WELL), State(0, "not followed", BAD))
-VERSIONS_LOOKED_AT = 'immich_vitals_collector_success{@, collector="version"} == 1'
 OURS = '@, component=~"$component", container=~"$container"'
 MATCHES = 'immich_vitals_log_matches_total{@, component=~"$component", signature=~"$signature"}'
 
@@ -263,15 +262,7 @@ def board() -> Board:
             h=7,
             unknown="unknown: no log is followed",
         ),
-        timeline(
-            "Logs that are followed",
-            Query('min by (component) (immich_vitals_log_stream_up{@, component=~"$component"})', "{{component}}"),
-            FOLLOWED,
-            "The exporter can read each part's log. Not followed: its troubles are not seen, and silence means nothing."
-            " Alert: ImmichLogsNotFollowed.",
-            w=12,
-            h=7,
-        ),
+        shared.logs_followed(w=12, h=7),
     )
     made.row("Memory and CPU of the containers").add(
         number(
@@ -332,19 +323,7 @@ def board() -> Board:
         ),
     )
     made.row("The machine").add(
-        lines(
-            "Memory available",
-            Query(
-                "min(immich_vitals_host_memory_available_bytes{@} / immich_vitals_host_memory_total_bytes{@})",
-                "available",
-            ),
-            "percentunit",
-            "Memory that programs can still get. Below the line Linux drops the pages of running programs and"
-            " everything crawls. Alerts: ImmichMemoryLow, ImmichHostOOM.",
-            given=((BAD, None), (CLEAR, limit("memory_low_ratio"))),
-            w=8,
-            most=1.0,
-        ),
+        shared.memory_available(w=8, h=8),
         lines(
             "Standstill",
             Query(
@@ -439,25 +418,8 @@ def board() -> Board:
             h=6,
             empty="unknown",
         ),
-        number(
-            "Parts fit together",
-            Query("1 - max(immich_vitals_version_skew{@})"),
-            "none",
-            "All parts that run are of one version. No: something was not upgraded with the rest. Alert:"
-            " ImmichVersionSkew.",
-            states=YES_NO,
-            words=(Word("one version known", VERSIONS_LOOKED_AT),),
-            h=6,
-        ),
-        number(
-            "Latest release",
-            Query("max(immich_vitals_version_update_available{@})"),
-            "none",
-            "Whether a newer release is out, by Immich's own check. Alert: ImmichUpdateAvailable.",
-            states=(State(0, "runs", WELL), State(1, "is newer", NOTE)),
-            words=(Word("not checked", VERSIONS_LOOKED_AT),),
-            h=6,
-        ),
+        shared.parts_fit(w=4, h=6),
+        shared.latest_release(w=4, h=6),
         number(
             "Upgraded",
             Query("1000 * max(immich_vitals_version_changed_timestamp_seconds{@})"),

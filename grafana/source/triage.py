@@ -1,10 +1,9 @@
 """Triage: the one screen to open first, in the order of the guide."""
 
-from grafana.source import rulebook
+from grafana.source import rulebook, shared
 from grafana.source.kit import (
     BAD,
     BOARDS,
-    CLEAR,
     NOTE,
     PLAIN,
     RUNBOOKS,
@@ -331,31 +330,8 @@ def board() -> Board:
         ),
     )
     made.row("7. Thumbnails and derived files").add(
-        bars(
-            "Assets that have it",
-            Query(
-                """
-                1 - sum by (stage) (immich_vitals_library_pending{@, stage!="encoded_video"})
-                / (sum by (stage) (immich_vitals_library_required{@, stage!="encoded_video"}) > 0)
-                """,
-                "{{stage}}",
-            ),
-            "percentunit",
-            "Part of the photos and videos whose stage is done. Red: less than the alert allows; during an import it is"
-            " on its way. Alerts: ImmichThumbnailCoverageLow, ImmichWorkLeftBehind.",
-            ((BAD, None), (WELL, limit("coverage_ratio"))),
-            w=16,
-            most=1.0,
-        ),
-        number(
-            "Never processed",
-            Query("sum(immich_vitals_library_unprocessed_assets{@})"),
-            "short",
-            "Assets without a job-status row: Immich's own runs for missing work never see them. Alert:"
-            " ImmichAssetsNeverProcessed.",
-            given=((WELL, None), (SOON, limit("never_processed_assets") + 1)),
-            h=8,
-        ),
+        shared.assets_that_have_it(w=16, h=8),
+        shared.never_processed(h=8),
         number(
             "Files lost",
             Query("sum(immich_vitals_file_lost{@})"),
@@ -377,15 +353,7 @@ def board() -> Board:
             w=16,
             h=7,
         ),
-        lines(
-            "Time to the first byte",
-            Query("max by (route) (immich_vitals_probe_first_byte_seconds{@})", "{{route}}"),
-            "s",
-            "How long the smallest answer takes. Above the line people say that it hangs. Alert: ImmichProxySlow.",
-            given=((CLEAR, None), (SOON, limit("proxy_first_byte_seconds"))),
-            w=8,
-            h=7,
-        ),
+        shared.first_byte(w=8, h=7),
     )
     made.row("9. Disk and memory").add(
         bars(
@@ -406,24 +374,7 @@ def board() -> Board:
             w=12,
             h=7,
         ),
-        lines(
-            "Memory available",
-            Query(
-                """
-                min by (instance) (
-                  immich_vitals_host_memory_available_bytes{@} / immich_vitals_host_memory_total_bytes{@}
-                )
-                """,
-                "{{instance}}",
-            ),
-            "percentunit",
-            "Memory of the machine that programs can still get. Below the line Linux drops the pages of running"
-            " programs and everything crawls. Alerts: ImmichMemoryLow, ImmichHostOOM.",
-            given=((BAD, None), (CLEAR, limit("memory_low_ratio"))),
-            w=12,
-            h=7,
-            most=1.0,
-        ),
+        shared.memory_available(w=12, h=7),
     )
     made.row("10. Upgrades").add(
         rows(
@@ -439,24 +390,8 @@ def board() -> Board:
             w=12,
             h=5,
         ),
-        number(
-            "Parts fit together",
-            Query("1 - max(immich_vitals_version_skew{@})"),
-            "none",
-            "All parts that run are of one version. Alert: ImmichVersionSkew.",
-            states=YES_NO,
-            w=6,
-            h=5,
-        ),
-        number(
-            "Latest release",
-            Query("max(immich_vitals_version_update_available{@})"),
-            "none",
-            "Whether a newer release is out, by Immich's own check. Alert: ImmichUpdateAvailable.",
-            states=(State(0, "runs", WELL), State(1, "is newer", NOTE)),
-            w=6,
-            h=5,
-        ),
+        shared.parts_fit(w=6, h=5),
+        shared.latest_release(w=6, h=5),
     )
     made.row("11. Backups and damaged data").add(
         number(
@@ -498,14 +433,6 @@ def board() -> Board:
             w=16,
             h=10,
         ),
-        timeline(
-            "Logs that are followed",
-            Query('min by (component) (immich_vitals_log_stream_up{@, component=~"$component"})', "{{component}}"),
-            (State(1, "followed", WELL), State(0, "not followed", BAD)),
-            "The log of each part can be read. Red: the alerts on what it says stay silent. Alert:"
-            " ImmichLogsNotFollowed.",
-            w=8,
-            h=10,
-        ),
+        shared.logs_followed(w=8, h=10),
     )
     return made

@@ -22,7 +22,7 @@ from immich_vitals.sources.docker import (
 )
 from immich_vitals.sources.docker_components import Finder, Matching, Part, component_of
 from immich_vitals.sources.docker_immich import media_mounted, version_of
-from immich_vitals.sources.engines import find_engine
+from immich_vitals.sources.engines import ways_to_engine
 
 T = TypeVar("T")
 
@@ -115,25 +115,21 @@ class EventCounts:
     connected: bool
 
 
-class _DockerCollector(Collector):
+class _EngineCollector(Collector):
     """What both collectors share: they are there when there is a Docker or a Kubernetes to ask.
 
-    `engine` makes a new way to it.
+    `ways` makes a new way to it.
     """
 
-    def __init__(self, engine: Callable[[], Engine], config: DockerConfig) -> None:
+    def __init__(self, ways: Callable[[], Engine], config: DockerConfig) -> None:
         self._config = config
-        self._docker = engine()
+        self._docker = ways()
         self._finder = Finder(self._docker, Matching.of(config))
 
     @classmethod
     def from_config(cls, config: Config) -> Self | None:
-        def engine() -> Engine:
-            found = find_engine(config.docker)
-            assert found is not None
-            return found
-
-        return cls(engine, config.docker) if find_engine(config.docker) else None
+        ways = ways_to_engine(config.docker)
+        return cls(ways, config.docker) if ways else None
 
     @classmethod
     def disabled_because(cls, config: Config) -> str:
@@ -144,7 +140,7 @@ class _DockerCollector(Collector):
         self._docker.close()
 
 
-class ContainerCollector(_DockerCollector):
+class ContainerCollector(_EngineCollector):
     """Immich's containers: state, health, restarts, exits and OOM kills, limits, mounts.
 
     immich_vitals_container_found{component="server"} 1
@@ -162,16 +158,16 @@ class ContainerCollector(_DockerCollector):
 
     def __init__(
         self,
-        engine: Callable[[], Engine],
+        ways: Callable[[], Engine],
         config: DockerConfig,
         *,
         quiet: float = QUIET_SECONDS,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(engine, config)
+        super().__init__(ways, config)
         self._matching = Matching.of(config)
         # Connections and finders are not shared between the thread that scrapes and the one that follows.
-        self._followed = engine()
+        self._followed = ways()
         self._followed_finder = Finder(self._followed, self._matching)
         self._events = self._followed.ends(quiet, (clock or SystemClock()).time)
         self._lock = threading.Lock()
@@ -234,7 +230,7 @@ class ContainerCollector(_DockerCollector):
             return EventCounts(exits, ooms, self._events.connected)
 
 
-class ContainerUsageCollector(_DockerCollector):
+class ContainerUsageCollector(_EngineCollector):
     """Memory and CPU of Immich's running containers.
 
     immich_vitals_container_memory_working_set_bytes{component="server",container="immich_server"} 4.1e+08
@@ -244,8 +240,8 @@ class ContainerUsageCollector(_DockerCollector):
     metrics = (MEMORY, CPU)
     timeout = 10.0
 
-    def __init__(self, engine: Callable[[], Engine], config: DockerConfig) -> None:
-        super().__init__(engine, config)
+    def __init__(self, ways: Callable[[], Engine], config: DockerConfig) -> None:
+        super().__init__(ways, config)
         # Not stretched: most of the second that Docker takes for an answer is spent waiting for its own next reading.
         self.trigger = Every(config.usage_interval, stretch=False)
 

@@ -69,8 +69,7 @@ class PatrolFacts:
 
 
 class PostgresPatrolCollector(Collector):
-    """Damage on the disk of Postgres: files cut short, and, with the page patrol, pages that cannot be read
-    and indexes that are wrong.
+    """Damage on the disk of Postgres: files cut short; with the page patrol, damaged pages and indexes.
 
     immich_vitals_postgres_truncated_relations 0
     immich_vitals_postgres_patrol_pages_total 41873

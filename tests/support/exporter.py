@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,13 +15,17 @@ from immich_vitals.demo.servers import free_port
 
 
 class Exporter:
-    """`immich-vitals serve` with this environment on a free loopback port; ends with the block."""
+    """`immich-vitals serve` with this environment on a free loopback port; ends with the block.
 
-    def __init__(self, environ: Mapping[str, str] | None = None, *flags: str) -> None:
+    `through` is a command that becomes the one behind it, such as `unshare --mount`.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None, *flags: str, through: Sequence[str] = ()) -> None:
         self.port = free_port()
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # not a pipe: a full one would stop the exporter
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "immich_vitals", "serve", f"--web.listen-address=127.0.0.1:{self.port}", *flags],
+            [*through, sys.executable, "-m", "immich_vitals", "serve",
+             f"--web.listen-address=127.0.0.1:{self.port}", *flags],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **(environ or {})},
             stdout=self._said, stderr=subprocess.STDOUT,
         )  # fmt: skip

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 Address = tuple[str, int] | str  # as sockets have it: host and port, or the path of a unix socket
+Change = Callable[[bytes, threading.Event], Iterator[bytes]]  # as `Fault.change`
 
 
 class Fault:
@@ -33,13 +34,25 @@ class Hangs(Fault):
 
 
 class Drips(Fault):
-    """One byte at a time, for as long as anybody listens, also of what is still under way when the fault is lifted."""
+    """One byte `every` so many seconds, for as long as anybody listens, also of what is still under way when the fault
+    is lifted."""
+
+    def __init__(self, every: float = 0.2) -> None:
+        self._every = every
 
     def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
         pause = threading.Event()
         for byte in piece:
             yield bytes([byte])
-            pause.wait(0.2)
+            pause.wait(self._every)
+
+
+class Refuses(Fault):
+    """A reset in the place of an answer."""
+
+    def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
+        raise ConnectionResetError
+        yield piece
 
 
 class Resets(Fault):
@@ -67,15 +80,17 @@ class Says(Fault):
 class FaultProxy:
     """Listens on a free loopback port, or at `path`, and passes everything to and from `server`.
 
-    `connections` are those that stand. Leaving the context closes every socket.
+    `connections` are those that stand. A fault changes only what answers a question that has the bytes `about` in it.
+    Leaving the context closes every socket.
     """
 
     def __init__(self, server: Address, path: Path | None = None) -> None:
         self._server = server
         self._path = path
         self._fault = Fault()
+        self._about = b""
         self._lifted = threading.Event()
-        self._open: set[socket.socket] = set()
+        self._pairs: set[_Pair] = set()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self.port = 0
@@ -84,7 +99,7 @@ class FaultProxy:
     @property
     def connections(self) -> int:
         with self._lock:
-            return len(self._open) // 2
+            return len(self._pairs)
 
     def listen(self) -> None:
         """Take connections, on the port of before if there was one."""
@@ -107,18 +122,23 @@ class FaultProxy:
             self._listener = None
         self.reset()
 
-    def reset(self) -> None:
-        """Reset the connections that stand."""
+    def reset(self, about: bytes = b"") -> None:
+        """Reset the connections that stand, or those of them whose last question has these bytes in it."""
         with self._lock:
-            standing = list(self._open)
-        for each in standing:
-            _reset(each)
+            standing = [pair for pair in self._pairs if about in pair.question]
+        for pair in standing:
+            _reset(pair.client)
+            _reset(pair.server)
+
+    def hear(self) -> Change:
+        """What becomes of each piece that one client sends: it passes as it is."""
+        return Fault().change
 
     @contextlib.contextmanager
-    def broken(self, fault: Fault) -> Iterator[None]:
+    def broken(self, fault: Fault, about: bytes = b"") -> Iterator[None]:
         """Put the fault in, for connections that stand and for new ones."""
         self._lifted = threading.Event()
-        self._fault = fault
+        self._fault, self._about = fault, about
         try:
             yield
         finally:
@@ -171,26 +191,26 @@ class FaultProxy:
             for each in (client, server):
                 if each.family == socket.AF_INET:
                     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            pair = _Pair(client, server)
             with self._lock:
-                self._open.update((client, server))
-            ends = itertools.count()
-            for source, target, change in (
-                (client, server, Fault().change),
-                (server, client, lambda piece, lifted: self._fault.change(piece, lifted)),
-            ):
-                pair = (source, target, change, ends)
-                threading.Thread(target=self._pass, args=pair, daemon=True).start()
+                self._pairs.add(pair)
+            for source, target, change in ((client, server, pair.ask), (server, client, self._change)):
+                threading.Thread(target=self._pass, args=(pair, source, target, change), daemon=True).start()
+
+    def _change(self, piece: bytes, pair: "_Pair") -> Iterator[bytes]:
+        fault = self._fault if self._about in pair.question else Fault()
+        return fault.change(piece, self._lifted)
 
     def _pass(
         self,
+        pair: "_Pair",
         source: socket.socket,
         target: socket.socket,
-        change: Callable[[bytes, threading.Event], Iterator[bytes]],
-        ends: Iterator[int],
+        change: Callable[[bytes, "_Pair"], Iterator[bytes]],
     ) -> None:
         try:
             while piece := source.recv(65536):
-                for changed in change(piece, self._lifted):
+                for changed in change(piece, pair):
                     target.sendall(changed)
         except EOFError:
             pass
@@ -199,11 +219,25 @@ class FaultProxy:
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-        if next(ends):  # the second of the two threads
+        if next(pair.ends):  # the second of the two threads
             with self._lock:
-                self._open -= {source, target}
+                self._pairs.discard(pair)
             source.close()
             target.close()
+
+
+class _Pair:
+    """A client's connection and ours to the server for it. `question` is what the client said last."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client = client
+        self.server = server
+        self.question = b""
+        self.ends = itertools.count()
+
+    def ask(self, piece: bytes, _: "_Pair") -> Iterator[bytes]:
+        self.question = piece
+        yield piece
 
 
 def _reset(connection: socket.socket) -> None:

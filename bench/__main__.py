@@ -34,7 +34,6 @@ REFRESHES = 3  # of the library, which are waited for to be counted
 DURATION = 'immich_vitals_collector_duration_seconds{collector="library"}'
 LINE = 150  # characters of a line of the plan that are shown
 PAUSE = 0.1  # seconds between two rounds of scrapes
-REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
 def main() -> int:
@@ -64,8 +63,8 @@ def main() -> int:
     text = report.markdown(result, options.assets, options.scrapes, options.idle)
     sys.stdout.write(text)
     if not options.dry_run:
-        REPORT.parent.mkdir(exist_ok=True)
-        REPORT.write_text(text, encoding="utf-8")
+        soak = report.keep(report.SOAK)
+        report.PAGE.write_text(f"{text}\n{soak}" if soak else text, encoding="utf-8")
     return 0
 
 

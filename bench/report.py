@@ -16,6 +16,8 @@ SCRAPE_INTERVAL = 15.0
 REFRESH_INTERVAL = 300.0
 OURS = "immich-vitals"
 MEGABYTE = 1e6
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+SOAK = "soak"  # a part of the page that is written on its own
 
 _HOW = (
     "{scrapes} scrapes of each process in turn, with gzip and in a connection of their own; then {idle:.0f} s without "
@@ -118,7 +120,7 @@ def markdown(result: Result, assets: int, scrapes: int, idle: float) -> str:
         "",
         _HOW.format(scrapes=scrapes, idle=idle, interval=SCRAPE_INTERVAL),
         "",
-        *_table(
+        *table(
             _COSTS,
             rows,
         ),
@@ -130,7 +132,7 @@ def markdown(result: Result, assets: int, scrapes: int, idle: float) -> str:
         "",
         "Per scrape, as the servers count it: " + _same(result.counted.values()),
         "",
-        *_table(
+        *table(
             ("assets", "Postgres round trips", "statements", "Redis commands", "Docker requests", "series", "bytes"),
             [_count_row(size, counted) for size, counted in result.counted.items()],
         ),
@@ -139,7 +141,7 @@ def markdown(result: Result, assets: int, scrapes: int, idle: float) -> str:
         "",
         _REFRESH,
         "",
-        *_table(
+        *table(
             ("assets", "took", "CPU of the exporter", "statements", "blocks touched", "blocks of the tables"),
             [_refresh_row(size, found) for size, found in result.refreshes.items()],
         ),
@@ -153,10 +155,32 @@ def markdown(result: Result, assets: int, scrapes: int, idle: float) -> str:
         *_logs(result.logs),
         "## Collectors",
         "",
-        *_table(("collector", "last run took"), [(part.name, _ms(part.seconds)) for part in result.parts]),
+        *table(("collector", "last run took"), [(part.name, _ms(part.seconds)) for part in result.parts]),
         "",
     ]
     return "\n".join(lines)
+
+
+def put(name: str, text: str) -> None:
+    """Write a part of the page that is measured on its own, in place of the one of before, or at the end."""
+    page = PAGE.read_text(encoding="utf-8")
+    part = f"{_begin(name)}\n{text}{_end(name)}\n"
+    PAGE.write_text(page.replace(kept, part) if (kept := keep(name)) else f"{page}\n{part}", encoding="utf-8")
+
+
+def keep(name: str) -> str:
+    """The part of the page with this name as it stands there, with its marks; empty when there is none."""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    begin, end = page.find(_begin(name)), page.find(_end(name))
+    return page[begin : end + len(_end(name)) + 1] if 0 <= begin < end else ""
+
+
+def _begin(name: str) -> str:
+    return f"<!-- {name}: written on its own -->"
+
+
+def _end(name: str) -> str:
+    return f"<!-- end of {name} -->"
 
 
 def machine() -> str:
@@ -210,7 +234,7 @@ def _logs(found: Sequence[Followed]) -> Iterable[str]:
          _mb(one.resident))
         for one in found
     ]  # fmt: skip
-    yield from _table(head, rows)
+    yield from table(head, rows)
     yield ""
 
 
@@ -261,7 +285,7 @@ def _refresh_row(size: int, found: Refresh) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),

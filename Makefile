@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all their set-up; they need Python 3.11 and make.
-.PHONY: help demo test lint bench docs golden dist image-size clean
+.PHONY: help demo test lint bench soak docs golden dist image-size clean
 
 FAULT ?=
 
@@ -8,6 +8,7 @@ help:
 	@echo "make test [ARGS=...]     all tests that this machine has the parts for"
 	@echo "make lint                ruff and mypy"
 	@echo "make bench [ARGS=...]    measure; writes docs/benchmarks.md"
+	@echo "make soak [ARGS=...]     scrape 100,000 times amid faults; writes its part of docs/benchmarks.md"
 	@echo "make docs                write the reference pages, the frame of each runbook, and the dashboards anew"
 	@echo "make dist                the wheel, the source distribution and the SBOM into dist/, each of them tried"
 	@echo "make image-size          what is in the image immich-vitals; writes docs/image.md"
@@ -37,6 +38,9 @@ lint: .venv/ready
 
 bench: .venv/ready
 	@.venv/bin/python -m bench $(ARGS)
+
+soak: .venv/ready
+	@.venv/bin/python -m bench.soak $(ARGS)
 
 docs: .venv/ready
 	.venv/bin/immich-vitals metrics > docs/metrics.md

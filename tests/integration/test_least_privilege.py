@@ -1,12 +1,8 @@
 """The logins that `immich-vitals grants` prints, in a real Postgres and Redis: enough for every collector that needs a
 login, and for nothing more. What single numbers they give is asked in the tests of each collector."""
 
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -16,13 +12,14 @@ from immich_vitals import config
 from immich_vitals.cli import build
 from immich_vitals.collectors import COLLECTORS
 from immich_vitals.demo.world import DATABASE, World
-from immich_vitals.grants import PASSWORD, REDIS_COMMANDS
+from immich_vitals.grants import REDIS_COMMANDS
 from immich_vitals.page import describe
 from immich_vitals.runner import Status
 from immich_vitals.sources.immich_schema import COLUMNS, FILE_COLUMNS, NAMES
 from immich_vitals.sources.page_patrol import CHECK_FUNCTION, PATROL_FUNCTION
+from support.granted import ROLE, Granted, grant
 
-ROLE, LEAST, CHOSEN = "vitals", "only_statistics", "a-password-of-ones-own"
+LEAST = "only_statistics"
 DOCKERS = ("container", "container_usage")  # who asks Docker alone, and has no login
 TELLING = ("machine_learning_switches", "database_backups", "storage_template", "versions")
 REFUSED = (redis.exceptions.NoPermissionError, redis.exceptions.ExecAbortError)
@@ -34,50 +31,13 @@ TREE = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """A world whose administrator has run what `grants` prints."""
-
-    world: World
-    environment: Mapping[str, str]
-
-    def postgres(self) -> psycopg.Connection[tuple[object, ...]]:
-        dsn = f"host=127.0.0.1 port={self.world.postgres.port} user={ROLE} password={CHOSEN} dbname={DATABASE}"
-        return psycopg.connect(dsn, autocommit=True)
-
-    def redis(self) -> redis.Redis:
-        return self.world.redis.client(username=ROLE, password=CHOSEN)
-
-
 @pytest.fixture(scope="module", params=[16, 18], ids=["postgres16", "postgres18"])
 def granted(request: pytest.FixtureRequest) -> Iterator[Granted]:
     with World(major=request.param) as world:
-        printed = subprocess.run(
-            [sys.executable, "-m", "immich_vitals", "grants", "--role", ROLE],
-            env={"PATH": os.environ["PATH"], "DB_HOSTNAME": "database"},
-            capture_output=True, text=True, check=True,
-        ).stdout.replace(PASSWORD, CHOSEN)  # fmt: skip
-        psql = [str(world.postgres.binaries / "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-d"]
-        for _ in range(2):  # it may be run again
-            done = subprocess.run([*psql, world.postgres.dsn(DATABASE)], input=printed, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+        made = grant(world)
         with world.postgres.connect(DATABASE) as admin:
             admin.execute(f"CREATE ROLE {LEAST} LOGIN; GRANT pg_read_all_stats TO {LEAST}".encode())
-        # Elsewhere in the demo nobody needs a password.
-        access = world.postgres.data / "pg_hba.conf"
-        access.write_text(f"host all {ROLE} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
-        with world.postgres.connect() as admin:
-            admin.execute("SELECT pg_reload_conf()")
-        line = re.search(r"^--   (ACL SETUSER .*)$", printed, re.MULTILINE)
-        assert line is not None
-        with world.redis.client() as client:
-            client.execute_command(*line[1].split())  # type: ignore[no-untyped-call]
-        logins = {
-            "DB_URL": f"postgresql://{ROLE}:{CHOSEN}@127.0.0.1:{world.postgres.port}/{DATABASE}",
-            "REDIS_URL": f"redis://{ROLE}:{CHOSEN}@127.0.0.1:{world.redis.port}/0",
-        }
-        everything = {"IMMICH_VITALS_FILE_AUDIT": "true", "IMMICH_VITALS_DISABLE": ",".join(DOCKERS)}
-        yield Granted(world, {**world.environment(), **everything, **logins})
+        yield replace(made, environment={**made.environment, "IMMICH_VITALS_DISABLE": ",".join(DOCKERS)})
 
 
 def checked(environment: Mapping[str, str]) -> tuple[list[Status], set[str]]:

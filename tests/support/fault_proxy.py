@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Self
 
 Address = tuple[str, int] | str  # as sockets have it: host and port, or the path of a unix socket
-Change = Callable[[bytes, threading.Event], Iterator[bytes]]  # as `Fault.change`
 
 
 class Fault:
@@ -130,9 +129,9 @@ class FaultProxy:
             _reset(pair.client)
             _reset(pair.server)
 
-    def hear(self) -> Change:
-        """What becomes of each piece that one client sends: it passes as it is."""
-        return Fault().change
+    def new_ear(self) -> Callable[[bytes], None]:
+        """For each connection: who is told of what the client sends, piece by piece."""
+        return lambda piece: None
 
     @contextlib.contextmanager
     def broken(self, fault: Fault, about: bytes = b"") -> Iterator[None]:
@@ -191,7 +190,7 @@ class FaultProxy:
             for each in (client, server):
                 if each.family == socket.AF_INET:
                     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            pair = _Pair(client, server)
+            pair = _Pair(client, server, self.new_ear())
             with self._lock:
                 self._pairs.add(pair)
             for source, target, change in ((client, server, pair.ask), (server, client, self._change)):
@@ -229,14 +228,16 @@ class FaultProxy:
 class _Pair:
     """A client's connection and ours to the server for it. `question` is what the client said last."""
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+    def __init__(self, client: socket.socket, server: socket.socket, ear: Callable[[bytes], None]) -> None:
         self.client = client
         self.server = server
+        self._ear = ear
         self.question = b""
         self.ends = itertools.count()
 
     def ask(self, piece: bytes, _: "_Pair") -> Iterator[bytes]:
         self.question = piece
+        self._ear(piece)
         yield piece
 
 

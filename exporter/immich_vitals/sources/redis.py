@@ -152,6 +152,7 @@ class RedisServer(Kept[_Link, Commands, list[Reply]]):
         super().__init__()
         self._config = config
         self.where = config.where
+        self.tells_settings = True  # as far as is known
 
     def refused(self, command: str, error: ResponseError) -> CollectorFailure:
         """The failure that the refusal of a command we cannot do without stands for."""
@@ -405,12 +406,17 @@ class ServerFacts:
     stops_when_save_fails: bool
 
 
+_ASK_INFO = pack([("INFO",)])
 _ASK_SERVER = pack([("INFO",), ("CONFIG", "GET", "save"), ("CONFIG", "GET", "stop-writes-on-bgsave-error")])
 
 
 def read_server(server: RedisServer, deadline: Deadline) -> ServerFacts:
-    """What the server says of itself, in one round trip. Raises as `RedisServer.ask` does."""
-    info, saves, stops = server.ask(_ASK_SERVER, deadline)
+    """What the server says of itself, in one round trip. Raises as `RedisServer.ask` does.
+
+    A login that may not read settings asks for them once: each try stands in Redis' own log of what it denied.
+    """
+    info, saves, stops = (*server.ask(_ASK_SERVER if server.tells_settings else _ASK_INFO, deadline), None, None)[:3]
+    server.tells_settings &= not isinstance(saves, NoPermissionError)
     if isinstance(info, ResponseError):
         raise server.refused("INFO", info)
     fields = parse_info(text(info))

@@ -116,7 +116,8 @@ class Database(Kept["_Connection", Queries, Results]):
         with _meanings(self._config, deadline):
             connection = _new_connection(self._config, deadline)
             try:
-                version, may_read_control = _results(connection, _HELLO)[0][0]
+                hello = _transaction(_HELLO, deadline.limit(f"ask Postgres at {self._config.where}"))
+                version, may_read_control = _results(connection, hello)[0][0]
             except BaseException:
                 connection.close()
                 raise

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import io
 import os
 import re
 import socket
@@ -32,6 +33,8 @@ OK, FAILED, WRONG_USE = 0, 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 something did not answer, 2 wrong settings or usage."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may be bytes that are no text
     command: Callable[[argparse.Namespace], int] = getattr(options, "command", _serve)
     try:
         return command(options)

@@ -47,7 +47,7 @@ class Metric:
         if len(labels) != len(self.labels):
             raise ValueError(f"{self.name} takes labels {self.labels}, not {tuple(labels)}")
         try:
-            values = tuple([labels[name] for name in self.labels])
+            values = tuple([_said(labels[name]) for name in self.labels])
         except KeyError:
             raise ValueError(f"{self.name} takes labels {self.labels}, not {tuple(labels)}") from None
         return Sample(self, values, float(value))
@@ -56,6 +56,12 @@ class Metric:
         """One sample, or none when the value is unknown: an unknown value is no sample, not 0 and not -1."""
         if value is not None:
             yield self.sample(value, **labels)
+
+
+def _said(label: str) -> str:
+    """The label as text: names of files may be bytes that are none, and Python has signs for these that cannot be
+    written. What Prometheus reads is then `\\udcfc` for the byte fc."""
+    return label if label.isascii() else label.encode("utf-8", "backslashreplace").decode()
 
 
 def info(**labels: str | None) -> dict[str, str]:

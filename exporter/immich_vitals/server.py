@@ -184,7 +184,8 @@ class App:
     async def _page(self, request: "Request") -> "Response":
         samples = await self._scrape(PAGE_DEADLINE)
         body = render(self._runner.statuses(), samples, self._telemetry_path)
-        return Response(200, "text/html; charset=utf-8", body.encode(), [(b"cache-control", b"no-store")])
+        written = body.encode("utf-8", "backslashreplace")  # a path may be bytes that are no text
+        return Response(200, "text/html; charset=utf-8", written, [(b"cache-control", b"no-store")])
 
     async def _healthz(self, request: "Request") -> "Response":
         return Response.text("ok\n")

@@ -173,9 +173,17 @@ def _backup(readings: Readings) -> str | None:
     newest = readings.one("backup_newest_timestamp_seconds", kind="database")
     if newest is None:
         return None
-    text = f"last dump of the database {datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}"
+    text = f"last dump of the database {_moment(newest)}"
     intact = readings.one("backup_intact", kind="database")
     return text if intact is None else text + (", whole" if intact else ", NOT whole")
+
+
+def _moment(seconds: float) -> str:
+    """A file may bear any moment, also one that no calendar has."""
+    try:
+        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+    except (OverflowError, OSError, ValueError):
+        return "at a moment that no calendar has"
 
 
 _SIGNS: dict[str, Callable[[Readings], str | None]] = {

@@ -95,12 +95,14 @@ def test_one_path_listed_twice(tmp_path: Path) -> None:
     assert [sample.metric.name for sample in found].count("filesystem_responding") == 1
 
 
-def test_name_that_is_not_utf8(tmp_path: Path, context: Context) -> None:
-    """A path that is not UTF-8 is shown with marks in place of its strange bytes, and spoils no scrape."""
-    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
-    path.mkdir()
-    text = exposition(FilesystemCollector.metrics, of({"external": path}).collect(context))
-    assert f'filesystem_found{{path="{tmp_path}/caf\N{REPLACEMENT CHARACTER}",role="external"}} 1.0' in text
+def test_names_that_are_not_utf8(tmp_path: Path, context: Context) -> None:
+    """Paths that are not UTF-8 are shown with their strange bytes by number, are told apart, and spoil no scrape."""
+    paths = [Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/caf\xe9", b"/caf\xea")]
+    for path in paths:
+        path.mkdir()
+    text = exposition(FilesystemCollector.metrics, of({"external": paths[0], "tmp": paths[1]}).collect(context))
+    assert f'filesystem_found{{path="{tmp_path}/caf\\\\udce9",role="external"}} 1.0' in text
+    assert f'filesystem_found{{path="{tmp_path}/caf\\\\udcea",role="tmp"}} 1.0' in text
 
 
 def test_missing_paths(tmp_path: Path, context: Context) -> None:

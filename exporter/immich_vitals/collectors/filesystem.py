@@ -1,8 +1,6 @@
 """The file systems that Immich, Postgres and Docker write to: do they answer, and how much room is left?"""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Self
 
 from immich_vitals.collector import Collector, Context, Remark
@@ -104,7 +102,7 @@ def filesystem_samples(paths: Iterable[PathFacts]) -> Iterator[Sample]:
         facts.mount.device for facts in paths if facts.watched.role == "media" and facts.mount and facts.look.space
     }
     for facts in paths:
-        look, labels = facts.look, {"role": facts.watched.role, "path": _shown(facts.watched.path)}
+        look, labels = facts.look, {"role": facts.watched.role, "path": str(facts.watched.path)}
         yield RESPONDING.sample(look.responding, **labels)
         yield from FOUND.known(look.found, **labels)
         if look.space and not (facts.watched.role in FOLDERS and facts.mount and facts.mount.device in media):
@@ -158,13 +156,8 @@ def remarks_on(paths: Sequence[PathFacts]) -> Iterator[Remark]:
         )
 
 
-def _shown(path: Path) -> str:
-    """A path as a label: one that is not UTF-8 would spoil the whole exposition."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
 def _listed(paths: Sequence[PathFacts]) -> str:
-    return ", ".join(f"{_shown(facts.watched.path)} ({facts.watched.role})" for facts in paths)
+    return ", ".join(f"{facts.watched.path} ({facts.watched.role})" for facts in paths)
 
 
 def _setting(role: str) -> str:

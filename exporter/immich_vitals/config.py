@@ -7,7 +7,6 @@ of memory (pydantic-settings), a third of all we may use.
 """
 
 import base64
-import binascii
 import difflib
 import json
 import re
@@ -16,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
-
+from immich_vitals import yaml_file
 from immich_vitals.flight import Flight
 from immich_vitals.settings import BY_KEY, BY_NAME, COMPONENTS, FOLDERS, OWN, SETTINGS, SSL_MODES, Setting
 
@@ -449,16 +447,9 @@ class _Values:
     def _read_yaml(self, path: Path) -> None:
         setting = OWN + "CONFIG_FILE"
         try:
-            loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-        except (OSError, UnicodeError) as error:
-            self.mistake(setting, f"cannot read {str(path)!r}: {_reason(error)}", "name a file this user can read")
-            return
-        except yaml.MarkedYAMLError as error:
-            at = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            self.mistake(setting, f"{str(path)!r} is not valid YAML{at}: {error.problem}", "mend that line")
-            return
-        except yaml.YAMLError:
-            self.mistake(setting, f"{str(path)!r} is not a text of YAML", "save it as plain UTF-8 text")
+            loaded = yaml_file.read(path)
+        except yaml_file.NotUsable as error:
+            self.mistake(setting, f"{str(path)!r} {error.problem}", error.mend)
             return
         if loaded is None:
             return
@@ -485,19 +476,6 @@ class _Values:
 
 # Kubernetes tells the containers of a namespace about each Service in it, and ours is called immich-vitals.
 _SERVICE_LINK = re.compile(OWN + r"(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP)(?:_\w+)?)?)")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key given twice in place of keeping the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
-            if isinstance(key.value, str):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 _DB_NAMES = tuple(name for name in BY_NAME if name.startswith("DB_") and name != "DB_DATA_LOCATION")
@@ -618,7 +596,7 @@ def _from_ioredis(values: _Values, encoded: str) -> RedisConfig:
     mend = "encode the JSON options of ioredis with base64, as Immich's documentation shows"
     try:
         options = json.loads(base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=None, validate=True))
-    except (binascii.Error, ValueError):
+    except (ValueError, RecursionError):
         values.mistake("REDIS_URL", "what follows ioredis:// (not shown) is not base64 of JSON", mend)
         return RedisConfig()
     if not isinstance(options, dict):

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import bcrypt
-import yaml
 
+from immich_vitals import yaml_file
 from immich_vitals.config import ConfigError, Mistake
 from immich_vitals.flight import start_thread
 from immich_vitals.settings import OWN
@@ -90,20 +90,16 @@ class _Reader:
 
     def read(self) -> WebSettings:
         try:
-            loaded = yaml.safe_load(self._path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError(
-                [Mistake(SETTING, f"cannot read {str(self._path)!r}: {why}", "name a readable file")]
-            ) from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f" in line {mark.line + 1}" if mark else ""
-            raise ConfigError([Mistake(SETTING, f"{str(self._path)!r} is not valid YAML{line}", "mend it")]) from None
+            loaded = yaml_file.read(self._path)
+        except yaml_file.NotUsable as error:
+            raise ConfigError([Mistake(SETTING, f"{str(self._path)!r} {error.problem}", error.mend)]) from None
         top = self._mapping("", loaded, ("tls_server_config", "http_server_config", "basic_auth_users"))
         tls = self._mapping("tls_server_config", top.get("tls_server_config"), TLS_KEYS)
         http = self._mapping("http_server_config", top.get("http_server_config"), ("http2", "headers"))
         headers = self._mapping("http_server_config.headers", http.get("headers"), HEADERS)
+        for name, value in headers.items():
+            if not re.fullmatch(r"[^\x00-\x1f\x7f]*", str(value)):
+                self._wrong(f"http_server_config.headers.{name}", "does not fit in one line", "write it in one line")
         users = self._users(top.get("basic_auth_users"))
         context = self._context(tls) if tls else None
         if self._mistakes:
@@ -171,7 +167,8 @@ class _Reader:
             self._wrong("tls_server_config", "needs cert_file and key_file", "name both, relative to this file")
             return None
         try:
-            context.load_cert_chain(self._beside(str(cert)), self._beside(str(key)))
+            # Without a password OpenSSL would ask for one at the terminal, and wait.
+            context.load_cert_chain(self._beside(str(cert)), self._beside(str(key)), password="")
         except (OSError, ssl.SSLError) as error:
             self._wrong(
                 "tls_server_config",
@@ -250,7 +247,7 @@ def openssl_name(suite: str) -> str:
 
 def _ssl_reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return (error.reason or "it is not PEM").lower().replace("_", " ")
+        return (error.reason or "it is not PEM, or has a password").lower().replace("_", " ")
     return getattr(error, "strerror", None) or "it cannot be read"
 
 

@@ -31,7 +31,11 @@ LABELS = st.one_of(WORDS, st.text())
 
 
 @fuzzed
-@given(st.lists(st.tuples(LABELS, LABELS), max_size=5, unique=True), st.floats(), st.sampled_from(list(FORMATS)))
+@given(
+    st.lists(st.tuples(LABELS, LABELS), max_size=5, unique=True),
+    st.floats(allow_nan=False),
+    st.sampled_from(list(FORMATS)),
+)
 @example([("\ud800", "\r\n"), ('"\\', "\\n")], 1.0, "text/plain;version=0.0.4")
 @example([("\x85", "\u2028")], 1.0, "application/openmetrics-text;version=1.0.0")
 def test_any_label_survives(labels: list[tuple[str, str]], value: float, accept: str) -> None:

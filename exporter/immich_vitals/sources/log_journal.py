@@ -25,6 +25,7 @@ STOP_SECONDS = 1.0
 END_SECONDS = 5.0  # those who follow notice sooner that they are to end
 # Of a field that is longer, only the beginning is kept: a message may have several lines.
 LONGEST_FIELD = 256 * 1024
+LONGEST_MOMENT = 20  # digits that a number of 64 bits has
 _WANTED = (b"MESSAGE", b"__CURSOR", b"__REALTIME_TIMESTAMP")
 
 
@@ -75,7 +76,7 @@ class Export:
     def _ended(self, lines: list[bytes], moments: list[float]) -> None:
         entry, self._entry = self._entry, {}
         cursor, told = entry.get(b"__CURSOR"), entry.get(b"__REALTIME_TIMESTAMP", b"")
-        if cursor is None or not told.isdigit():
+        if cursor is None or not told.isdigit() or len(told) > LONGEST_MOMENT:
             return
         self.cursor, self.moment = cursor.decode("ascii", "replace"), int(told) / 1e6
         if b"MESSAGE" in entry:

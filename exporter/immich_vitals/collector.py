@@ -31,6 +31,12 @@ class CollectorFailure(Exception):
         self.mend = mend
         self.known = tuple(known)
 
+    def to_keep(self) -> Self:
+        """Itself without the frames that it came through: they hold all that was read, and where one of them holds the
+        failure in turn, that stays until Python's next full search for garbage."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
+
 
 class Absent(CollectorFailure):
     """The thing should be there and is not: the socket file is gone."""

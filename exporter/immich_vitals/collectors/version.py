@@ -106,12 +106,12 @@ class VersionCollector(Collector):
             try:
                 installed = _installed(*self._docker, ctx)
             except CollectorFailure as failure:
-                failures.append(failure)
+                failures.append(failure.to_keep())
         if self._database is not None:
             try:
                 told = read_facts(*self._database, VERSION_FACTS, ctx.deadline)
             except CollectorFailure as failure:
-                failures.append(failure)
+                failures.append(failure.to_keep())
             finally:
                 self._database[0].close()  # the next run is minutes away
         asked = (self._docker is not None) + (self._database is not None)
@@ -121,7 +121,7 @@ class VersionCollector(Collector):
             try:
                 mixed = mixed_workers(self._redis, ctx.deadline)
             except CollectorFailure as failure:
-                failures.append(failure)
+                failures.append(failure.to_keep())
             finally:
                 self._redis.close()
         for each in failures:

@@ -204,7 +204,7 @@ class Docker:
             try:
                 found = self.inspect(container, deadline)
             except CollectorFailure as error:
-                failure = failure or error
+                failure = failure or error.to_keep()
             else:
                 if found is None:
                     gone.add(container)
@@ -249,7 +249,7 @@ class Docker:
                 try:
                     answers[container] = self.usage(container, deadline)
                 except CollectorFailure as error:
-                    failures.append(error)
+                    failures.append(error.to_keep())
 
         flights = [Flight[None](f"docker-usage-{n}") for n in range(min(STATS_AT_ONCE, len(asked)))]
         done, late = wait_for([each.join_or_start(work) for each in flights], timeout=max(0.0, deadline.remaining()))

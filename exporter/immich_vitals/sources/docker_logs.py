@@ -363,7 +363,7 @@ class DockerLogs:
         try:
             parts = self._finder.parts(deadline)
         except CollectorFailure as failure:
-            self.failure = failure
+            self.failure = failure.to_keep()
             return
         self.failure = None
         wanted = [part for part in parts if part.component not in self._without][:MOST_STREAMS]

@@ -259,7 +259,7 @@ class PagePatrol:
         except Unsafe:
             return 0.0
         except CollectorFailure as failure:
-            self.failure = failure
+            self.failure = failure.to_keep()
             return self._retry()
         return 0.0 if self.memory.under_way or self._checking else self._until_due()
 
@@ -380,12 +380,12 @@ class PagePatrol:
 
     def _see_again(self, failure: CollectorFailure, stop: Stop) -> Survey | None:
         """The survey once the server answers again; None when we are to stop first."""
-        self.failure = failure
+        self.failure = failure.to_keep()
         while not stop():
             try:
                 return survey(self._reader, self._deadline())
             except CollectorFailure as still:
-                self.failure = still
+                self.failure = still.to_keep()
                 self._rest(RETRY_SECONDS / 10, stop)
         return None
 

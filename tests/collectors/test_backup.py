@@ -622,6 +622,10 @@ def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = values(collector(tmp_path, media=(f"{tmp_path}/copies.tar",)), ctx := context())
     assert ("count", "database") not in found and found["count", "media"] == 1
     assert "Input/output error" in ctx.remarks[0].message
+    alone = collector()
+    alone._paths = {"backups": tmp_path / "backups"}
+    with pytest.raises(Unavailable, match="it fails with 'Input/output error'"):
+        values(alone, context())
 
 
 def test_named_and_not_there(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from immich_vitals.collector import Collector, CollectorFailure, Context, Deadline, Every, TimedOut
+from immich_vitals.collector import Collector, CollectorFailure, Context, Deadline, Every, TimedOut, Unavailable
 from immich_vitals.config import BackupConfig, Config
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.settings import OWN
@@ -154,8 +154,9 @@ class BackupCollector(Collector):
         facts = self._facts(answers, told)
         failed = {name: answer for name, answer in answers.items() if isinstance(answer, Failed)}
         if failed and len(failed) == len(answers):
-            raise TimedOut(
-                f"no folder of backups can be looked at: {next(iter(failed.values())).why}",
+            kind = TimedOut if any(each.hangs for each in failed.values()) else Unavailable
+            raise kind(
+                f"no folder of backups can be looked at: it {next(iter(failed.values())).why}",
                 mend="see whether its disk or file server is there: `dmesg`, `mount`, and `df` on the host",
                 known=backup_samples(facts),
             )

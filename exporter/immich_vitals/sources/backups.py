@@ -186,9 +186,10 @@ def _block_devices(link: Path) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A folder gave no answer: `why` completes the sentence "it ..."."""
+    """A folder gave no answer: `why` completes the sentence "it ...". `hangs`: it may still give one."""
 
     why: str
+    hangs: bool = False
 
 
 class Asked(Generic[T]):
@@ -211,7 +212,7 @@ class Asked(Generic[T]):
 
     def _answer(self, future: Future[T]) -> T | Failed:
         if future in self._stuck:
-            return Failed("does not answer")
+            return Failed("does not answer", hangs=True)
         try:
             return future.result()
         except OSError as error:

@@ -102,6 +102,10 @@ class Deadline:
             raise TimedOut(f"no time left to {what}")
         return left if longest is None else min(left, longest)
 
+    def within(self, seconds: float) -> "Deadline":
+        """The same, or so many seconds from now where that is sooner."""
+        return Deadline(min(self.at, self.clock.monotonic() + seconds), self.clock)
+
 
 @dataclass(frozen=True, slots=True)
 class Remark:

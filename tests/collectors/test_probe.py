@@ -20,7 +20,7 @@ from immich_vitals.config import PostgresConfig, ProbeConfig, Secret, load
 from immich_vitals.demo.servers import Postgres, free_port
 from immich_vitals.demo.web import KEY
 from immich_vitals.grants import grants_sql
-from immich_vitals.sources import http_probe, immich_http
+from immich_vitals.sources import http_probe, immich_http, names
 from immich_vitals.sources.canary import Canaries
 from immich_vitals.sources.certificate import CertificateFacts, validity
 from immich_vitals.sources.immich_http import Found, RouteFacts
@@ -261,12 +261,12 @@ def test_names_that_do_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(immich_http, "PROBE_SECONDS", 0.1)
     asked, answer = [], threading.Event()
 
-    def hangs(host: str) -> list[http_probe.Address]:
+    def hangs(host: str) -> list[names.Address]:
         asked.append(host)
         answer.wait(20)
         return []
 
-    monkeypatch.setattr(http_probe, "_resolved", hangs)
+    monkeypatch.setattr(names, "_resolved", hangs)
     config = replace(NOTHING, server="http://immich:2283")
     probes = Probes(config, None)
     for _ in range(3):
@@ -286,9 +286,9 @@ def test_unknown_name() -> None:
 
 def test_first_address_is_dead(stand_in: StandIn, config: ProbeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name with a dead address beside a good one still answers."""
-    good = http_probe.Address("ipv4", http_probe.socket.AF_INET, ("127.0.0.1", 0))
-    dead = http_probe.Address("ipv6", http_probe.socket.AF_INET6, ("::1", 0, 0, 0))
-    monkeypatch.setattr(http_probe, "_resolved", lambda host: [dead, good])
+    good = names.Address("ipv4", http_probe.socket.AF_INET, ("127.0.0.1", 0))
+    dead = names.Address("ipv6", http_probe.socket.AF_INET6, ("::1", 0, 0, 0))
+    monkeypatch.setattr(names, "_resolved", lambda host: [dead, good])
     values, _ = look(replace(config, machine_learning=None))
     assert values["probe_success", "ping", "direct"] == 1
 

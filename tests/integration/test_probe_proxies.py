@@ -20,9 +20,9 @@ from immich_vitals.collectors.probe import probe_samples, remarks_on
 from immich_vitals.config import PostgresConfig, ProbeConfig, Secret
 from immich_vitals.demo.servers import free_port
 from immich_vitals.demo.web import KEY, Proxy, Web
-from immich_vitals.sources import http_probe
-from immich_vitals.sources.http_probe import Address
+from immich_vitals.sources import names
 from immich_vitals.sources.immich_http import MIB, UPLOAD_SIZES
+from immich_vitals.sources.names import Address
 from immich_vitals.sources.probes import Probes
 from support.certificates import Signed, make_certificate
 from support.stand_in import StandIn
@@ -145,7 +145,7 @@ def nginx(server_folder: Path, certificates: Certificates, behind: Behind) -> It
 
 
 def nginx_config(folder: Path, ports: Ports, certificates: Certificates, behind: Behind) -> str:
-    names = {
+    place = {
         "immich": behind.web.immich.url, "slow": behind.slow.url, "stalled": f"http://127.0.0.1:{behind.stalled.port}",
         "good": ports["good"],
     }  # fmt: skip
@@ -154,7 +154,7 @@ def nginx_config(folder: Path, ports: Ports, certificates: Certificates, behind:
         told = NGINX[name]
         chain, key = certificates.settings(told.get("certificate", "good"))
         listen = told.get("listen", "127.0.0.1:{port} ssl; listen [::1]:{port} ssl").format(port=port)
-        does = told.get("does", PASS + UPGRADE).format(port=port, **names)
+        does = told.get("does", PASS + UPGRADE).format(port=port, **place)
         limit = told.get("limit", "client_max_body_size 0;")
         blocks.append(
             f"server {{ listen {listen}; ssl_certificate {chain}; ssl_certificate_key {key}; {limit}"
@@ -383,7 +383,7 @@ def test_each_family_of_addresses(
         Address("ipv6", socket.AF_INET6, ("::1", 0, 0, 0)),
         Address("ipv4", socket.AF_INET, ("127.0.0.1", 0)),
     ]
-    monkeypatch.setattr(http_probe, "_resolved", lambda host: both)
+    monkeypatch.setattr(names, "_resolved", lambda host: both)
     found = look(replace(probe_config, server=None), behind, f"https://localhost:{nginx[server]}")
     assert found.values["probe_address_family_success", "external", "ipv4"] == 1
     assert found.values["probe_address_family_success", "external", "ipv6"] == ipv6

@@ -37,6 +37,7 @@ CHANGED = Metric("version_changed_timestamp_seconds", "When Immich first started
 
 SERVER = "server"
 PARTS = (SERVER, "microservices", "machine_learning")
+PART_SECONDS = 3.0  # for the database, and for Redis: one that hangs leaves time for what the others know
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class VersionCollector(Collector):
                 failures.append(failure.to_keep())
         if self._database is not None:
             try:
-                told = read_facts(*self._database, VERSION_FACTS, ctx.deadline)
+                told = read_facts(*self._database, VERSION_FACTS, ctx.deadline.within(PART_SECONDS))
             except CollectorFailure as failure:
                 failures.append(failure.to_keep())
             finally:
@@ -119,7 +120,7 @@ class VersionCollector(Collector):
             raise failures[0]
         if self._redis is not None:
             try:
-                mixed = mixed_workers(self._redis, ctx.deadline)
+                mixed = mixed_workers(self._redis, ctx.deadline.within(PART_SECONDS))
             except CollectorFailure as failure:
                 failures.append(failure.to_keep())
             finally:

@@ -62,13 +62,13 @@ class Connection:
         `longest` is how many seconds it may take, besides the deadline. Raises `Absent`, `Unavailable`, `TimedOut`.
         """
         if longest is not None:
-            deadline = Deadline(min(deadline.at, deadline.clock.monotonic() + longest), deadline.clock)
+            deadline = deadline.within(longest)
         with self._explained(path), self._open(path, params, deadline) as response:
             body = _body(response, deadline)
         if response.status in (404, 409):
             return None
         if response.status != 200:
-            raise _refused(response, body)
+            raise _refused(response)
         return _parsed(body, path)
 
     def stream(self, path: str, params: Params, deadline: Deadline, quiet: float) -> "Stream":
@@ -92,7 +92,7 @@ class Connection:
                     body = _body(response, deadline)
                 if response.status in (404, 409):
                     return None
-                raise _not_readable(path) if b"does not support reading" in body else _refused(response, body)
+                raise _not_readable(path) if b"does not support reading" in body else _refused(response)
         return Bytes(response, _broken)
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ def _parsed(body: bytes, path: str) -> object:
     return found
 
 
-def _refused(response: urllib3.BaseHTTPResponse, body: bytes) -> CollectorFailure:
+def _refused(response: urllib3.BaseHTTPResponse) -> CollectorFailure:
     path = urlsplit(response.url or "").path
     status = response.status
     if status in (401, 403, 405, 501):
@@ -188,18 +188,9 @@ def _refused(response: urllib3.BaseHTTPResponse, body: bytes) -> CollectorFailur
             f"(CONTAINERS=1 and EVENTS=1); it refused {path}",
         )
     return Unavailable(
-        f"Docker answered GET {path} with status {status}{_said(body)}",
+        f"Docker answered GET {path} with status {status}",  # its own words may name a path or a command of somebody's
         mend="look into the log of the Docker daemon, or of the proxy that DOCKER_HOST names",
     )
-
-
-def _said(body: bytes) -> str:
-    """The daemon's own words, if it is a daemon that speaks."""
-    try:
-        message = json.loads(body)["message"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return ""
-    return f": {' '.join(str(message).split())[:200]}"
 
 
 def _version_in(body: bytes) -> str | None:

@@ -15,23 +15,20 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 import h11
 
 from immich_vitals import __version__
 from immich_vitals.collector import Deadline, TimedOut
-from immich_vitals.flight import Flight
+from immich_vitals.sources.names import NAMES, Address, Family, Unknown
 
 CONNECT_SECONDS = 2.0  # per address: a host name may stand for two, and one of them may be dead
 MOST_HEAD_BYTES = 32 * 1024
 MOST_BODY_BYTES = 4096
 PIECE_BYTES = 16 * 1024
 AGENT = f"immich-vitals/{__version__}"
-
-Family = Literal["ipv4", "ipv6"]
-_FAMILIES: Mapping[int, Family] = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6"}
 
 
 class NoAnswer(Exception):
@@ -88,20 +85,6 @@ _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """One address behind a host name, as sockets want it."""
-
-    family: Family
-    kind: int
-    socket_address: tuple[str, int] | tuple[str, int, int, int]
-
-    def at(self, port: int) -> "Address":
-        """The same with this port."""
-        host, _, *rest = self.socket_address
-        return Address(self.family, self.kind, (host, port, *rest))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """What came back. `body` is its beginning; `first_byte` and `seconds` count from when the request had been sent,
     and from when the connection was begun."""
@@ -113,31 +96,14 @@ class Answer:
     seconds: float
 
 
-class Names:
-    """Host names to addresses. The system's resolver takes no deadline, so it runs in a thread that is left behind
-    when it hangs; one for each name, however often it is asked for."""
-
-    def __init__(self) -> None:
-        self._flights: dict[str, Flight[Sequence[Address]]] = {}
-
-    def addresses(self, origin: Origin, deadline: Deadline) -> Sequence[Address]:
-        """The addresses in the system's order. Raises `NoAnswer` when there are none, or not in time."""
-        flight = self._flights.setdefault(origin.host, Flight("resolve"))
-        try:
-            found = flight.join_or_start(lambda: _resolved(origin.host)).result(_left(deadline))
-        except (TimeoutError, TimedOut):
-            raise NoAnswer("the host name was not resolved in time") from None
-        except (OSError, UnicodeError):
-            raise NoAnswer("the host name is not known here") from None
-        return [each.at(origin.port) for each in found]
-
-
-def _resolved(host: str) -> Sequence[Address]:
-    found: dict[object, Address] = {}
-    for family, _, _, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-        if family in _FAMILIES:
-            found[address] = Address(_FAMILIES[family], family, address)  # type: ignore[arg-type]
-    return list(found.values())
+def addresses(origin: Origin, deadline: Deadline) -> Sequence[Address]:
+    """The addresses of a server. Raises `NoAnswer` when there are none, or not in time."""
+    try:
+        return [each.at(origin.port) for each in NAMES.addresses(origin.host, deadline)]
+    except TimedOut:
+        raise NoAnswer("the host name was not resolved in time") from None
+    except Unknown:
+        raise NoAnswer("the host name is not known here") from None
 
 
 @dataclass(frozen=True, slots=True)

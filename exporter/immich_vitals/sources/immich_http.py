@@ -16,16 +16,16 @@ from immich_vitals.sources.canary import Asset, Canaries
 from immich_vitals.sources.certificate import CertificateFacts, Trust, examine
 from immich_vitals.sources.http_probe import (
     Answer,
-    Family,
-    Names,
     NoAnswer,
     Origin,
     Request,
     Way,
+    addresses,
     ask,
     open_websocket,
     reaches,
 )
+from immich_vitals.sources.names import Family
 
 PROBE_SECONDS = 5.0  # the apps give up after a few seconds, too
 IMAGE_SECONDS = 10.0  # three requests, for up to three photos
@@ -84,13 +84,12 @@ class Route:
     """
 
     def __init__(
-        self, name: str, url: str, trust: Trust, names: Names, key: Secret | None, canaries: Canaries | None,
+        self, name: str, url: str, trust: Trust, key: Secret | None, canaries: Canaries | None,
         http_port: int = 80,
     ) -> None:  # fmt: skip
         self.name = name
         self._configured = Origin.of(url)
         self._trust = trust
-        self._names = names
         self._key = key
         self._canaries = canaries
         self._http_port = http_port
@@ -101,22 +100,22 @@ class Route:
         began = deadline.clock.monotonic()
         certificate: CertificateFacts | None = None
         try:
-            origin = self._origin(_within(deadline, EXTRA_SECONDS))
+            origin = self._origin(deadline.within(EXTRA_SECONDS))
             way = self._way(origin, deadline)
             if origin.secure:
-                certificate = examine(way, self._trust, _within(deadline, PROBE_SECONDS))
+                certificate = examine(way, self._trust, deadline.within(PROBE_SECONDS))
                 way = Way(origin, way.addresses, self._trust.strict() if certificate.trusted else self._trust.lenient())
         except NoAnswer as no_answer:
             return self._unreachable(Found(False, None, deadline.clock.monotonic() - began, str(no_answer)))
-        ping, first_byte = self._ping(way, _within(deadline, PROBE_SECONDS))
+        ping, first_byte = self._ping(way, deadline.within(PROBE_SECONDS))
         if ping.status is None:
             return self._unreachable(ping, certificate)
         probes = {"ping": ping}
-        maintenance = self._maintenance(way, _within(deadline, EXTRA_SECONDS)) if ping.success else None
+        maintenance = self._maintenance(way, deadline.within(EXTRA_SECONDS)) if ping.success else None
         remarks: list[Remark] = []
         if not maintenance:
-            probes["websocket"] = self._websocket(way, _within(deadline, PROBE_SECONDS))
-            image = self._image(way, certificate, _within(deadline, IMAGE_SECONDS), remarks)
+            probes["websocket"] = self._websocket(way, deadline.within(PROBE_SECONDS))
+            image = self._image(way, certificate, deadline.within(IMAGE_SECONDS), remarks)
             if image is not None:
                 probes["image"] = image
         return RouteFacts(
@@ -125,7 +124,7 @@ class Route:
             first_byte,
             certificate,
             dict(self._families(way, deadline)) if self.name == "external" else {},
-            self._redirects(origin, _within(deadline, EXTRA_SECONDS)) if self.name == "external" else None,
+            self._redirects(origin, deadline.within(EXTRA_SECONDS)) if self.name == "external" else None,
             maintenance,
             remarks,
         )
@@ -133,10 +132,10 @@ class Route:
     def upload_limit(self, deadline: Deadline) -> float | None:
         """The largest of `UPLOAD_SIZES` that is let through, 0 when not even the first is; None when not known."""
         try:
-            origin = self._origin(_within(deadline, EXTRA_SECONDS))
+            origin = self._origin(deadline.within(EXTRA_SECONDS))
             way = self._way(origin, deadline)
             if origin.secure:
-                trusted = examine(way, self._trust, _within(deadline, PROBE_SECONDS)).trusted
+                trusted = examine(way, self._trust, deadline.within(PROBE_SECONDS)).trusted
                 way = Way(origin, way.addresses, self._trust.strict() if trusted else self._trust.lenient())
             return _largest(way, deadline)
         except NoAnswer:
@@ -149,7 +148,7 @@ class Route:
         return RouteFacts(self.name, probes, certificate=certificate)
 
     def _way(self, origin: Origin, deadline: Deadline) -> Way:
-        return Way(origin, self._names.addresses(origin, _within(deadline, PROBE_SECONDS)))
+        return Way(origin, addresses(origin, deadline.within(PROBE_SECONDS)))
 
     def _origin(self, deadline: Deadline) -> Origin:
         """The configured origin, or the one with TLS that its http:// redirects to."""
@@ -248,7 +247,7 @@ class Route:
             by = way.by(family)
             if not any(reaches(address) for address in by.addresses):
                 continue
-            _, answer = _asked(by, Request(self._ping_path), _within(deadline, EXTRA_SECONDS))
+            _, answer = _asked(by, Request(self._ping_path), deadline.within(EXTRA_SECONDS))
             yield family, answer is not None and _pongs(answer)
 
     def _redirects(self, origin: Origin, deadline: Deadline) -> bool | None:
@@ -268,17 +267,16 @@ class Route:
 class MachineLearning:
     """The service that Immich asks for faces and search."""
 
-    def __init__(self, url: str, trust: Trust, names: Names) -> None:
+    def __init__(self, url: str, trust: Trust) -> None:
         self._origin = Origin.of(url)
         self._trust = trust
-        self._names = names
 
     def look(self, deadline: Deadline) -> Found:
         began = deadline.clock.monotonic()
-        deadline = _within(deadline, PROBE_SECONDS)
+        deadline = deadline.within(PROBE_SECONDS)
         try:
             tls = self._trust.strict() if self._origin.secure else None
-            way = Way(self._origin, self._names.addresses(self._origin, deadline), tls)
+            way = Way(self._origin, addresses(self._origin, deadline), tls)
         except NoAnswer as no_answer:
             return Found(False, None, deadline.clock.monotonic() - began, str(no_answer))
         found, answer = _asked(way, Request("/ping"), deadline)
@@ -384,7 +382,7 @@ def _lets_through(way: Way, size: int, deadline: Deadline) -> bool | None:
         "Content-Length": str(size),
     }
     request = Request(UPLOAD_PATH, "POST", headers, expects=True)
-    _, answer = _asked(way, request, _within(deadline, PROBE_SECONDS))
+    _, answer = _asked(way, request, deadline.within(PROBE_SECONDS))
     if answer is not None and answer.status == 413:
         return False
     return True if answer is not None and answer.status in (100, 400, 401, 404) else None
@@ -423,8 +421,3 @@ def _redirected(answer: Answer, origin: Origin) -> Origin | None:
     except ValueError:
         return None
     return target if target is not None and target.secure and target.host == origin.host else None
-
-
-def _within(deadline: Deadline, seconds: float) -> Deadline:
-    """The deadline, or so many seconds from now where that is sooner."""
-    return Deadline(min(deadline.at, deadline.clock.monotonic() + seconds), deadline.clock)

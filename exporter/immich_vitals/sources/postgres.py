@@ -6,7 +6,6 @@ a server connection that PgBouncer lends to Immich next, and no start-up option 
 
 import fcntl
 import re
-import socket
 import struct
 import termios
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from psycopg.rows import tuple_row
 from immich_vitals.collector import CollectorFailure, Deadline, TimedOut, Unavailable
 from immich_vitals.config import PostgresConfig
 from immich_vitals.sources.kept import Down, Kept, NoServer, Silent
+from immich_vitals.sources.names import NAMES, Unanswered, Unknown
 
 APPLICATION = "immich-vitals"
 # The server's own limit ends this much before the deadline, so that "too slow" can be told from "does not answer".
@@ -164,7 +164,7 @@ def _results(connection: _Connection, queries: str) -> Results:
 
 def _new_connection(config: PostgresConfig, deadline: Deadline) -> _Connection:
     """A new connection. psycopg's own `connect` counts in whole seconds and never fewer than two."""
-    addresses = _addresses(config)
+    addresses = _addresses(config, deadline)
     for tried, address in enumerate(addresses, 1):
         limit = deadline.limit(f"connect to Postgres at {config.where}") / (len(addresses) - tried + 1)
         try:
@@ -180,19 +180,24 @@ def _new_connection(config: PostgresConfig, deadline: Deadline) -> _Connection:
     return connection
 
 
-def _addresses(config: PostgresConfig) -> Sequence[str | None]:
-    """The addresses behind the host name, [None] for the folder of a unix socket. Raises `NoServer`."""
+def _addresses(config: PostgresConfig, deadline: Deadline) -> Sequence[str | None]:
+    """The addresses behind the host name, [None] for the folder of a unix socket. Raises `NoServer` or `Silent`."""
     if config.host.startswith(("/", "@")):
         return [None]
     try:
-        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        found = NAMES.addresses(config.host, deadline)
+    except Unanswered:
+        raise Silent(
+            f"the host name of Postgres, {config.host!r}, could not be looked up in time",
+            mend="see whether the database container runs: one that does not has no name; then the name servers",
+        ) from None
+    except Unknown:
         raise NoServer(
             f"the host name of Postgres, {config.host!r}, is not known here",
             mend="look at DB_HOSTNAME, and whether the exporter is in the same Docker network as the database; "
             "a database container that is not running has no name either",
         ) from None
-    return list(dict.fromkeys(str(item[4][0]) for item in found))
+    return list(dict.fromkeys(str(each.socket_address[0]) for each in found))
 
 
 def _conninfo(config: PostgresConfig, address: str | None) -> str:
@@ -223,6 +228,8 @@ class _Refusal:
     mend: str
 
 
+# Errors about what stands in a row, or raised by somebody's own function: their words quote it.
+_ABOUT_VALUES = ("22", "23", "P0")
 _GRANTS = "run the SQL that `immich-vitals grants` prints, as a superuser"
 _REFUSALS = (
     _Refusal(Full, "53300", "too many clients|remaining connection slots|too many connections|no more connections",
@@ -284,8 +291,9 @@ def _meaning(error: psycopg.Error, config: PostgresConfig, deadline: Deadline) -
         if by_code or (not sqlstate and re.search(refusal.text, said)):
             return refusal.kind(refusal.message.format(**names), mend=refusal.mend)
     if sqlstate:
+        words = f": {_first_line(said)}" if not sqlstate.startswith(_ABOUT_VALUES) else ""
         return Answered(
-            f"Postgres at {config.where} answered with error {sqlstate}: {_first_line(said)}",
+            f"Postgres at {config.where} answered with error {sqlstate}{words}",
             mend="its log has the whole error; class XX or 58 means damaged or missing files",
             sqlstate=sqlstate,
         )

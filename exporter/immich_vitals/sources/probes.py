@@ -11,7 +11,6 @@ from immich_vitals.flight import Flight
 from immich_vitals.settings import OWN
 from immich_vitals.sources.canary import Canaries
 from immich_vitals.sources.certificate import Trust
-from immich_vitals.sources.http_probe import Names
 from immich_vitals.sources.immich_http import (
     LIMIT_SECONDS,
     Found,
@@ -43,15 +42,14 @@ class Probes:
     def __init__(self, config: ProbeConfig, postgres: PostgresConfig | None, http_port: int = 80) -> None:
         self._config = config
         self._trust = Trust(config.ca_file)
-        names = Names()
         self._canaries = Canaries(postgres) if config.api_key and postgres else None
         self._routes = [
-            Route(name, url, self._trust, names, config.api_key, self._canaries, http_port)
+            Route(name, url, self._trust, config.api_key, self._canaries, http_port)
             for name, url in (("direct", config.server), ("external", config.external))
             if url
         ]
         self._machine_learning = (
-            MachineLearning(config.machine_learning, self._trust, names) if config.machine_learning else None
+            MachineLearning(config.machine_learning, self._trust) if config.machine_learning else None
         )
         self._route_flights = {route.name: Flight[RouteFacts](f"probe {route.name}") for route in self._routes}
         self._ml_flight: Flight[Found] = Flight("probe machine learning")
@@ -88,7 +86,7 @@ class Probes:
         now = deadline.clock.monotonic()
         if now < self._limit_due:
             return
-        found = route.upload_limit(Deadline(min(deadline.at, now + LIMIT_SECONDS), deadline.clock))
+        found = route.upload_limit(deadline.within(LIMIT_SECONDS))
         interval = self._config.upload_limit_interval
         self._limit_due = now + (min(LIMIT_RETRY_SECONDS, interval) if found is None else interval)
         if found is not None:

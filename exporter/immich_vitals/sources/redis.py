@@ -31,6 +31,7 @@ from redis.retry import Retry
 from immich_vitals.collector import CollectorFailure, Deadline, Unavailable
 from immich_vitals.config import RedisConfig
 from immich_vitals.sources.kept import Down, Kept, NoServer, Silent
+from immich_vitals.sources.names import NAMES, Unanswered, Unknown
 
 CONNECT_SECONDS = 1.5  # per address: a host name may stand for two, and one of them may be dead
 SENTINEL_SECONDS = 1.0  # per Sentinel, so that a hung one leaves time for the next
@@ -179,6 +180,8 @@ class RedisServer(Kept[_Link, Commands, list[Reply]]):
 
 def _connected(config: RedisConfig, deadline: Deadline) -> _Link:
     """A new connection, logged in. Raises redis-py's errors, or a failure when there is nothing to connect to."""
+    if config.socket is None:
+        _look_up(config, deadline)  # redis-py does it once more, without a deadline
     limit = deadline.limit(f"connect to Redis at {config.where}", CONNECT_SECONDS)
     kind: Callable[..., _Link] = _Tcp
     place: dict[str, object] = {"host": config.host, "port": config.port}
@@ -212,6 +215,19 @@ def _connected(config: RedisConfig, deadline: Deadline) -> _Link:
     return connection
 
 
+def _look_up(config: RedisConfig, deadline: Deadline) -> None:
+    """See that the host name is known. Raises `NoServer` when it is not, `Silent` when nobody says in time."""
+    try:
+        NAMES.addresses(config.host, deadline)
+    except Unknown as error:
+        raise _cannot_connect(socket.gaierror(), config.where) from error
+    except Unanswered:
+        raise Silent(
+            f"the host name of Redis at {config.where} could not be looked up in time",
+            mend="see whether the redis container runs: one that does not has no name; then the name servers",
+        ) from None
+
+
 def _replies(connection: _Link, commands: Commands, deadline: Deadline) -> list[Reply]:
     """Send the commands and read a reply to each. Raises redis-py's error when the connection breaks."""
     connection.deadline = deadline
@@ -233,7 +249,7 @@ def _master(config: RedisConfig, deadline: Deadline) -> RedisConfig:
     asked = pack([("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)])
     failure: CollectorFailure | None = None
     for host, port in config.sentinels:
-        soon = Deadline(min(deadline.at, deadline.clock.monotonic() + SENTINEL_SECONDS), deadline.clock)
+        soon = deadline.within(SENTINEL_SECONDS)
         sentinel = RedisServer(RedisConfig(host=host, port=port, password=config.sentinel_password))
         try:
             (reply,) = sentinel.ask(asked, soon)

@@ -27,6 +27,8 @@ from immich_vitals.vitals import vital_signs
 CHECK_SECONDS = 120.0
 
 M_ARENA_MAX = -8  # of malloc.h
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+LARGE_BYTES = 1 << 20
 OK, FAILED, WRONG_USE = 0, 1, 2
 
 
@@ -123,7 +125,7 @@ def _serve(options: argparse.Namespace) -> int:
     from immich_vitals.server import serve
 
     settings = _load(options)
-    _few_arenas()
+    _give_memory_back()
     serve(settings, build(settings))
     # Not by the interpreter's own end, which kills the threads left behind as they come back from a call, and aborts
     # the whole process, with exit code 134, when that call is one into Rust (bcrypt).
@@ -132,10 +134,14 @@ def _serve(options: argparse.Namespace) -> int:
     os._exit(OK)
 
 
-def _few_arenas() -> None:
-    """Keep the C library from giving each of our short-lived threads a heap of its own, which it hardly gives back."""
+def _give_memory_back() -> None:
+    """Keep the C library from giving each of our short-lived threads a heap of its own, which it hardly gives back, and
+    from keeping the place of an enormous answer: by itself it puts up to 32 MB into the heap once it has seen such."""
     with suppress(OSError, AttributeError):  # another C library than GNU's
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+        library = ctypes.CDLL(None)
+        library.mallopt(M_ARENA_MAX, 2)
+        library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 
 
 def _scrape(options: argparse.Namespace) -> int:

@@ -80,7 +80,7 @@ class Connection:
             response = self._open(path, params, deadline)
             if response.status != 200:
                 with response:
-                    raise _refused(response, _body(response, deadline))
+                    raise _refused(response)
         return Stream(response, quiet, _broken, lambda line: _parsed(line, "/events"))
 
     def bytes_of(self, path: str, params: Params, deadline: Deadline) -> "Bytes | None":

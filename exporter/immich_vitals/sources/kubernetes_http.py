@@ -200,7 +200,7 @@ def _refused(response: urllib3.BaseHTTPResponse, body: bytes) -> Exception:
         case 410:
             return Gone()
     return Unavailable(
-        f"Kubernetes answered GET {path} with status {response.status}{said}",
+        f"Kubernetes answered GET {path} with status {response.status}",
         mend="look at the API server: `kubectl get --raw /readyz?verbose`",
     )
 

@@ -1,7 +1,11 @@
 """What the exporter logs."""
 
+import logging
+import sys
+
 import httpx
 
+from immich_vitals.logs import Formatter
 from support.exporter import Exporter
 from support.tcp_proxy import TcpServer, closes, says
 
@@ -26,3 +30,19 @@ def test_libraries_do_not_log_beside_us() -> None:
         "container", "postgres", "queue", "redis",
     ]  # fmt: skip
     assert all('msg="collector failing"' in line or 'msg="event stream lost' in line for line in warnings), said
+
+
+def test_a_traceback_quotes_nothing() -> None:
+    """It says which kind of error came from which line, and what that led to, and not what was being read."""
+    read = {"owner": "ada@example.org"}
+    try:
+        try:
+            raise KeyError(read["owner"])
+        except KeyError as error:
+            raise ValueError(f"no {read['owner']}") from error
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, __file__, 1, "it broke", (), sys.exc_info())
+    said = Formatter(keys=["level"], mapping={"level": "levelname"}).format(record)
+    assert "KeyError\\n\\nled to\\n\\nTraceback" in said and said.rstrip('"').endswith("ValueError")
+    assert 'raise KeyError(read[\\"owner\\"])' in said
+    assert "ada@" not in said

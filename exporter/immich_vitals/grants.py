@@ -103,7 +103,10 @@ BEGIN
   END IF;
 
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = grantee) THEN
-    EXECUTE format('CREATE ROLE %I LOGIN CONNECTION LIMIT 8 PASSWORD %L', grantee, {password});
+    EXECUTE format('CREATE ROLE %I LOGIN CONNECTION LIMIT 20 PASSWORD %L', grantee, {password});
+  ELSIF (SELECT rolconnlimit FROM pg_roles WHERE rolname = grantee) = 8 THEN
+    -- As it once stood here: too few for `check` beside the exporter.
+    EXECUTE format('ALTER ROLE %I CONNECTION LIMIT 20', grantee);
   END IF;
   EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), grantee);
   EXECUTE format('GRANT pg_read_all_stats TO %I', grantee);

@@ -431,18 +431,19 @@ class _Values:
 
     def _read_secret_file(self, variable: str, setting: Setting, environ: Mapping[str, str]) -> None:
         path = environ[variable]
+        shown = repr(path) if path.startswith(("/", "./", "../")) else "the value (not shown)"  # may be the secret itself
         if environ.get(setting.name):
             self.mistake(variable, f"{setting.name} is set as well", "unset one of the two")
             return
         try:
             text = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeError) as error:
-            self.mistake(variable, f"cannot read {path!r}: {_reason(error)}", "name a file this user can read")
+            self.mistake(variable, f"cannot read {shown}: {_reason(error)}", "name a file this user can read")
             return
         if text:
             self._raw[setting.name] = text
         else:
-            self.mistake(variable, f"{path!r} is empty", f"write the value of {setting.name} into it")
+            self.mistake(variable, f"{shown} is empty", f"write the value of {setting.name} into it")
 
     def _read_yaml(self, path: Path) -> None:
         setting = OWN + "CONFIG_FILE"
@@ -488,7 +489,7 @@ def _postgres(values: _Values) -> PostgresConfig | None:
         return None
     mode = values.choice("DB_SSL_MODE")
     base = PostgresConfig(
-        host=values.text("DB_HOSTNAME"),
+        host=_host(values, "DB_HOSTNAME", "DB_URL"),
         port=values.port("DB_PORT"),
         user=values.text("DB_USERNAME"),
         password=values.secret("DB_PASSWORD"),
@@ -542,7 +543,7 @@ def _redis(values: _Values) -> RedisConfig | None:
         base = _from_redis_url(values, values.text("REDIS_URL"))
     else:
         base = RedisConfig(
-            host=values.text("REDIS_HOSTNAME"),
+            host=_host(values, "REDIS_HOSTNAME", "REDIS_URL"),
             port=values.port("REDIS_PORT"),
             db=values.number("REDIS_DBINDEX", 0, 1_000_000),
             username=values.text("REDIS_USERNAME") or None,
@@ -638,12 +639,21 @@ def _from_ioredis(values: _Values, encoded: str) -> RedisConfig:
     )
 
 
+def _host(values: _Values, name: str, url_name: str) -> str:
+    """A host name, or for Postgres the folder of a socket. What looks like an address may have a password in it."""
+    host = values.text(name)
+    if "://" in host or "@" in host[1:]:
+        values.mistake(name, "the value (not shown) is an address, not a host name", f"give it as {url_name}")
+    return host
+
+
 def _docker_host(values: _Values) -> str | None:
     host = values.text("DOCKER_HOST")
-    if host and not re.match(r"(unix|tcp|http|https)://[^/]*/?", host):
+    if host and ("@" in host or not re.match(r"(unix|tcp|http|https)://[^/]*/?", host)):
+        shown = "the value (not shown) has a login in it, or" if "@" in host else repr(host)
         values.mistake(
             "DOCKER_HOST",
-            f"{host!r} is not an address of a Docker API",
+            f"{shown} is not an address of a Docker API",
             "write unix:///path or tcp://host:port",
         )
     return host or None

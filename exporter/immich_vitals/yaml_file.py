@@ -1,5 +1,6 @@
 """YAML that people write: read strictly, and whatever is wrong with it is told in one sentence."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -23,7 +24,9 @@ def read(path: Path) -> object:
         raise NotUsable(f"cannot be read: {why}", "name a file this user can read") from None
     except yaml.MarkedYAMLError as error:
         at = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise NotUsable(f"is not valid YAML{at}: {error.problem}", "mend that line") from None
+        # A password without quotes may look like one of these.
+        problem = re.sub(r"(alias|anchor|tag|handle) '[^']*'", r"\1 (not shown)", error.problem or "")
+        raise NotUsable(f"is not valid YAML{at}: {problem}", "mend that line") from None
     except yaml.YAMLError:
         raise NotUsable("is not a text of YAML", "save it as plain UTF-8 text") from None
     except RecursionError:

@@ -29,6 +29,7 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
+seldom = settings(fuzzed, max_examples=_OFTEN // 20 or 5)  # for what starts something anew each time
 
 NUMBERS = st.one_of(
     st.integers(),

@@ -188,7 +188,8 @@ class Docker:
                 "Docker's list of containers is not a list",
                 mend="look whether it is a Docker API that DOCKER_HOST names",
             )
-        return [_listed(each) for each in found]
+        # An engine has one container of a name; several, behind one address, may have more, and the first is taken.
+        return list({each.name: each for each in map(_listed, reversed(found))}.values())[::-1]
 
     def inspect(self, container: str, deadline: Deadline) -> ContainerFacts | None:
         """All about one container, or None when it is gone."""

@@ -14,7 +14,8 @@ def text_of(raw: object) -> str:
 
 
 def whole_of(raw: object) -> int | None:
-    return raw if isinstance(raw, int) and not isinstance(raw, bool) else None
+    """A whole number that a program in another language could have meant: JSON knows larger ones."""
+    return raw if isinstance(raw, int) and not isinstance(raw, bool) and -(1 << 63) <= raw < 1 << 64 else None
 
 
 def texts_of(raw: object) -> dict[str, str]:

@@ -2,12 +2,14 @@
 own; without one, everything begins anew."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 LARGEST_BYTES = 1 << 20
+LONGEST_NUMBER = 20  # digits of one with 64 bits
 
 
 class State:
@@ -29,10 +31,11 @@ class State:
             return {}
         try:
             with self._path.open("rb") as file:
-                found = json.loads(file.read(LARGEST_BYTES))
+                kept = file.read(LARGEST_BYTES)
+            found = json.loads(kept, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self.problem = f"cannot read {self._path}: {_reason(error)}"
             return {}
         return found if isinstance(found, dict) else {}
@@ -55,6 +58,20 @@ class State:
             self.problem = ""
         except OSError as error:
             self.problem = f"cannot write {self._path}: {_reason(error)}"
+
+
+def _whole(text: str) -> int:
+    """A number that we may have written; others would break what they are added to."""
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(text)
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,107 @@
+"""What answers as Docker may say anything that JSON can: a collector tells what it can, or why it cannot."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
+from immich_vitals.config import load
+from immich_vitals.sources.docker import container_facts, event_of, usage_facts
+from immich_vitals.sources.docker_components import Matching, component_of
+from immich_vitals.sources.docker_immich import media_location, media_mounted, version_of
+from support.fake_docker import FakeDocker
+from support.fuzz import JSON, collected, fuzzed, like, told
+from support.golden import ROOT
+
+HEALTHY = ROOT / "container" / "healthy"
+USAGE = ROOT / "container_usage" / "healthy"
+
+
+def _read(name: str) -> object:
+    return json.loads((HEALTHY / name).read_text(encoding="utf-8"))
+
+
+LIST = _read("containers.json")
+assert isinstance(LIST, list)
+SERVER = next(each for each in LIST if each["Names"] == ["/immich_server"])
+FIRST = SERVER["Id"]
+INSPECTED = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(HEALTHY.glob("?" * 12 + "*.json"))]
+INSPECTED = [each for each in INSPECTED if isinstance(each, dict) and "State" in each]
+STATS = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(USAGE.glob("*.stats.json"))]
+EVENT = {
+    "Type": "container", "Action": "die", "timeNano": 1_795_000_000_000_000_000,
+    "Actor": {"ID": FIRST, "Attributes": {"exitCode": "137", "image": "x", "name": "immich_server"}},
+}  # fmt: skip
+TWINS = [SERVER, SERVER]
+NAMESAKES = [{**SERVER, "Id": "a"}, {**SERVER, "Id": "b"}]
+HUGE = 10**400
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeDocker]:
+    with FakeDocker(HEALTHY) as docker:
+        yield docker
+
+
+@fuzzed
+@given(like(LIST) | JSON, like(INSPECTED[0]), like(STATS[0]), like({"ApiVersion": "1.44", "MinAPIVersion": "1.24"}))
+@example(TWINS, INSPECTED[0], STATS[0], {})
+@example(NAMESAKES, INSPECTED[0], STATS[0], {})
+@example([{**SERVER, "Id": "../../x y\r\nz"}], INSPECTED[0], STATS[0], {})
+@example([{**SERVER, "Id": "é/?#%"}], INSPECTED[0], STATS[0], {})
+@example([{**SERVER, "Id": "\ud800"}], INSPECTED[0], STATS[0], {})
+@example(LIST, {**INSPECTED[0], "RestartCount": HUGE}, {}, {"ApiVersion": "9" * 5000 + "." + "9" * 5000})
+def test_collectors(fake: FakeDocker, listed: object, inspected: object, stats: object, version: object) -> None:
+    """All answers at once: no series twice, no number that none can read, no failure without a word on the mend."""
+    fake.bodies["/containers/json"] = _bytes(listed)
+    fake.bodies["/version"] = _bytes(version)
+    for each in listed if isinstance(listed, list) else ():
+        if isinstance(each, dict) and isinstance(each.get("Id"), str):
+            fake.bodies[f"/containers/{each['Id']}/json"] = _bytes(inspected)
+            fake.bodies[f"/containers/{each['Id']}/stats"] = _bytes(stats)
+    config = load({"DOCKER_HOST": fake.host})
+    for kind in (ContainerCollector, ContainerUsageCollector):
+        collector = kind.from_config(config)
+        assert collector is not None
+        try:
+            collected(collector)
+        finally:
+            collector.close()
+            fake.requests.clear()
+
+
+@fuzzed
+@given(st.one_of([like(each) for each in INSPECTED]))
+@example({**INSPECTED[0], "State": {**INSPECTED[0]["State"], "StartedAt": "9999-12-31T23:59:59.999999999-23:59"}})
+def test_inspected(raw: object) -> None:
+    """One container's facts, and what they mean for Immich."""
+    facts = told(lambda: container_facts(_json(raw)))
+    if facts is not None:
+        for component in ("server", "database"):
+            version_of(component, facts)
+        media_mounted(facts)
+        media_location(facts)
+
+
+@fuzzed
+@given(like(STATS[0]), like(EVENT))
+@example({"memory_stats": {"usage": HUGE, "stats": {"inactive_file": 0}}}, {**EVENT, "timeNano": HUGE})
+def test_usage_and_events(stats: object, event: object) -> None:
+    found = usage_facts(_json(stats))
+    assert found.memory_working_set is None or float(found.memory_working_set) >= 0
+    assert found.cpu_seconds is None or found.cpu_seconds == found.cpu_seconds
+    happened = event_of(_json(event))
+    if happened is not None:
+        component_of(happened, Matching({}, None), ())
+        assert happened.exit_code is None or happened.exit_code.isascii()
+
+
+def _bytes(raw: object) -> bytes:
+    return json.dumps(raw).encode()
+
+
+def _json(raw: object) -> object:
+    return json.loads(_bytes(raw))

@@ -20,10 +20,12 @@ class CollectorFailure(Exception):
 
     `message` says what was tried and what happened, `mend` what the person at the keyboard can do about it.
     Neither may hold a password, a token or a DSN. `known` are samples that are true all the same, such as
-    `postgres_up 0`.
+    `postgres_up 0`. `asked` is False where nothing was begun that costs what is watched anything: there was no
+    connection, or a server that hangs.
     """
 
     reason: ClassVar[str] = "error"
+    asked: bool = True
 
     def __init__(self, message: str, *, mend: str = "", known: Iterable[Sample] = ()) -> None:
         super().__init__(message)

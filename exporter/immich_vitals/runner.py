@@ -74,6 +74,7 @@ class Outcome:
     duration: float
     finished: float  # wall-clock, seconds since the epoch
     remarks: tuple[Remark, ...] = ()
+    asked: bool = True  # see CollectorFailure
 
     @property
     def ok(self) -> bool:
@@ -351,17 +352,19 @@ class Runner:
         began = self._clock.monotonic()
         reason: str | None = None
         message = mend = ""
+        asked = True
         try:
             samples = _checked(collector, collector.collect(context))
         except CollectorFailure as failure:
             reason, samples, message, mend = failure.reason, failure.known, failure.message, failure.mend
+            asked = failure.asked
         except Exception as error:
             reason, samples, message = "error", (), f"{type(error).__name__} in the collector"
             mend = "this is a bug in immich-vitals: please report it with the traceback from the log"
             if watched.broken_since is None:
                 log.exception("collector broke on a bug", extra={"collector": collector.name})
         duration = self._clock.monotonic() - began
-        outcome = Outcome(reason, samples, message, mend, duration, self._clock.time(), tuple(context.remarks))
+        outcome = Outcome(reason, samples, message, mend, duration, self._clock.time(), tuple(context.remarks), asked)
         self._record(watched, outcome, at_end=True)
         return outcome
 
@@ -394,7 +397,8 @@ class Runner:
             if isinstance(trigger, Every):
                 pause = trigger.interval(outcome.duration)
                 if not outcome.ok:
-                    pause = min(pause, Every(RETRY_SECONDS, trigger.stretch).interval(outcome.duration))
+                    retry = Every(RETRY_SECONDS, trigger.stretch and outcome.asked)
+                    pause = min(pause, retry.interval(outcome.duration))
                 watched.due = self._clock.monotonic() + pause
             broken_since = watched.broken_since
             if outcome.ok:

@@ -15,6 +15,7 @@ from immich_vitals.collectors.postgres import CONNECTIONS, STATES, UP, PostgresC
 from immich_vitals.config import PostgresConfig, Secret, load
 from immich_vitals.demo.servers import Postgres, free_port
 from immich_vitals.metrics import Sample
+from immich_vitals.sources import kept
 from immich_vitals.sources.postgres import Database
 from immich_vitals.sources.postgres_facts import facts_from
 from support.golden import cases, check
@@ -175,6 +176,16 @@ def test_accepts_and_says_nothing(seconds: float) -> None:
         assert time.monotonic() - began >= seconds - 0.05
     assert failure.reason == "timeout"
     assert "does not answer" in failure.message
+    assert up(failure) == 0
+
+
+def test_a_long_run_does_not_wait_long_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has minutes for its work gives a server that hangs no more time than others, and has asked nothing."""
+    monkeypatch.setattr(kept, "CONNECT_SECONDS", 0.2)
+    with server_that(lambda connection: None) as port:
+        failure = failure_of(at("127.0.0.1", port), 60.0)
+    assert failure.reason == "timeout"
+    assert not failure.asked
     assert up(failure) == 0
 
 

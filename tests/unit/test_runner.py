@@ -270,6 +270,30 @@ def test_a_timer_that_fails_serves_nothing_and_tries_again_soon() -> None:
     assert run_after(31)["fake_value"] == 1
 
 
+@pytest.mark.parametrize(("asked", "pause"), [(True, 600), (False, 30)])
+def test_a_run_that_asked_nothing_is_tried_again_soon(asked: bool, pause: float) -> None:
+    """However long it waited for a server that was away; a run whose work took long and failed waits as a good one."""
+    clock = FakeClock()
+    runs: list[float] = []
+
+    def answer(ctx: Context) -> Iterable[Sample]:
+        runs.append(clock.monotonic())
+        clock.advance(12)
+        failure = Unavailable("refused")
+        failure.asked = asked
+        raise failure
+
+    runner = Runner([FakeCollector(answer, trigger=Every(300), timeout=120)], clock=clock)
+    runner.scrape(50)
+    while len(runs) < 2:
+        clock.advance(1)
+        runner.run_due()
+        run = runner._watched[0].current
+        assert run is not None
+        run.future.result(10)
+    assert runs[1] - runs[0] - 12 == pytest.approx(pause, abs=1)
+
+
 def test_the_interval_stretches() -> None:
     """A run of 60 s on a timer of 5 min is followed by the next after 50 min, so that it uses 2 % at most."""
     assert Every(300).interval(60.0) == 3000

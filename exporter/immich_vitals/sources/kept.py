@@ -4,7 +4,9 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Generic, Protocol, TypeVar
 
-from immich_vitals.collector import Absent, Deadline, TimedOut, Unavailable
+from immich_vitals.collector import Absent, CollectorFailure, Deadline, TimedOut, Unavailable
+
+CONNECT_SECONDS = 5.0  # also of a run that has minutes: a server that is well lets one in at once
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -75,10 +77,21 @@ class Kept(ABC, Generic[Link, Question, Answer]):
     def _ask_or_drop(self, question: Question, deadline: Deadline) -> Answer:
         try:
             if self._connection is None:
-                self._connection = self._connect(question, deadline)
+                self._connection = self._connected(question, deadline.within(CONNECT_SECONDS))
             return self._ask(self._connection, question, deadline)
+        except Silent as failure:
+            failure.asked = False
+            self._drop()
+            raise
         except BaseException:
             self._drop()
+            raise
+
+    def _connected(self, question: Question, deadline: Deadline) -> Link:
+        try:
+            return self._connect(question, deadline)
+        except CollectorFailure as failure:
+            failure.asked = False
             raise
 
     def _drop(self) -> None:

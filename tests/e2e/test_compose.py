@@ -28,9 +28,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from immich_vitals.collectors import COLLECTORS
 from immich_vitals.demo.world import World
-from support import images
 from support.docker_engine import Engine, EngineError
 from support.images import Root
+from support.stock import DOCKER_PROXY, ENVIRONMENT, IMMICH, compose_plugin
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = yaml.safe_load((ROOT / "docker-compose.example.yml").read_text())
@@ -38,82 +38,6 @@ NOBODY, GRAFANA = 65534, 472
 PATIENCE = 90.0
 UP = "docker compose -f docker-compose.example.yml up -d"
 
-# As Immich's own example has them, without what only a browser or a graphics card needs.
-ENVIRONMENT = """
-UPLOAD_LOCATION=./library
-DB_DATA_LOCATION=./postgres
-IMMICH_VERSION=v2.7.5
-DB_PASSWORD=postgres
-DB_USERNAME=postgres
-DB_DATABASE_NAME=immich
-"""
-IMMICH = """
-name: immich
-services:
-  immich-server:
-    container_name: immich_server
-    image: ghcr.io/immich-app/immich-server:${IMMICH_VERSION:-release}
-    volumes:
-      - ${UPLOAD_LOCATION}:/data
-      - /etc/localtime:/etc/localtime:ro
-    env_file:
-      - .env
-    ports:
-      - '2283:2283'
-    depends_on:
-      - redis
-      - database
-    restart: always
-  immich-machine-learning:
-    container_name: immich_machine_learning
-    image: ghcr.io/immich-app/immich-machine-learning:${IMMICH_VERSION:-release}
-    volumes:
-      - model-cache:/cache
-    env_file:
-      - .env
-    restart: always
-  redis:
-    container_name: immich_redis
-    image: docker.io/valkey/valkey:9
-    restart: always
-  database:
-    container_name: immich_postgres
-    image: ghcr.io/immich-app/postgres:14-vectorchord0.4.3-pgvectors0.2.0
-    environment:
-      POSTGRES_PASSWORD: ${DB_PASSWORD}
-      POSTGRES_USER: ${DB_USERNAME}
-      POSTGRES_DB: ${DB_DATABASE_NAME}
-    volumes:
-      - ${DB_DATA_LOCATION}:/var/lib/postgresql/data
-    shm_size: 128mb
-    restart: always
-volumes:
-  model-cache:
-"""
-# What tecnativa/docker-socket-proxy makes of its environment, for the words that the example uses. `_ping` and
-# `version` are open there unless closed.
-PROXY = r"""
-global
-    log stdout format raw daemon info
-defaults
-    mode http
-    log global
-    timeout connect 10s
-    timeout client 10m
-    timeout server 10m
-backend docker
-    server docker /var/run/docker.sock
-frontend api
-    bind :2375
-    http-request deny unless METH_GET || { env(POST) -m bool }
-    http-request allow if { path,url_dec -m reg -i ^(/v[\d\.]+)?/(_ping|version) }
-    http-request allow if { path,url_dec -m reg -i ^(/v[\d\.]+)?/containers } { env(CONTAINERS) -m bool }
-    http-request allow if { path,url_dec -m reg -i ^(/v[\d\.]+)?/events } { env(EVENTS) -m bool }
-    http-request allow if { path,url_dec -m reg -i ^(/v[\d\.]+)?/info } { env(INFO) -m bool }
-    http-request allow if { path,url_dec -m reg -i ^(/v[\d\.]+)?/images } { env(IMAGES) -m bool }
-    http-request deny
-    default_backend docker
-"""
 ANSWERS_A_PING = """
 import http.server as h
 class Pong(h.BaseHTTPRequestHandler):
@@ -184,11 +108,7 @@ def host(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host
         assert not os.environ.get("FORBID_SKIPS"), reason
         pytest.skip(reason)
     tools = tmp_path_factory.mktemp("tools")
-    # Debian 12 has them, too, but a Compose that knows no `name:`, and an Alertmanager that reads no token from a file.
-    images.debian(tools / "root", "docker-compose", "prometheus-alertmanager")
-    plugins = tools / "cli-plugins"
-    plugins.mkdir()
-    (plugins / "docker-compose").symlink_to(tools / "root/usr/libexec/docker/cli-plugins/docker-compose")
+    compose_plugin(tools)
     with Engine(networks=True) as engine:
         folder = engine.folder / "immich-app"  # not pytest's: nobody but root could enter it
         folder.mkdir()
@@ -236,7 +156,7 @@ def make_images(engine: Engine, folder: Path) -> None:
         root.image(engine, name[service], [f"/bin/{service}"], CMD=command, USER=str(NOBODY), WORKDIR=f"/{service}")
     root = Root(folder / "haproxy.tar")
     root.program(Path(shutil.which("haproxy") or ""), "/bin/haproxy")
-    root.text("/etc/haproxy.cfg", PROXY)
+    root.text("/etc/haproxy.cfg", DOCKER_PROXY)
     root.image(engine, name["docker-proxy"], ["/bin/haproxy", "-f", "/etc/haproxy.cfg"])
     root = Root(folder / "grafana.tar")
     root.busybox("sh", "cat", "ls", "sleep", "id", "wget")

@@ -139,7 +139,9 @@ class Immich(_Service):
     showed a key.
     """
 
-    def __init__(self, connect: Callable[[], Connection], user: str) -> None:
+    def __init__(
+        self, connect: Callable[[], Connection], user: str, handler: "type[ImmichHandler] | None" = None
+    ) -> None:
         self.connect = connect
         self.user = user
         self.permissions = PERMISSIONS
@@ -147,10 +149,12 @@ class Immich(_Service):
         self.legacy = False
         self.may_read = True
         self.keys_seen = 0
-        super().__init__(_ImmichHandler)
+        super().__init__(handler or ImmichHandler)
 
 
-class _ImmichHandler(_Handler):
+class ImmichHandler(_Handler):
+    """One request."""
+
     def setup(self) -> None:
         super().setup()
         self.immich: Immich = self.server.service  # type: ignore[attr-defined]
@@ -226,7 +230,8 @@ class _ImmichHandler(_Handler):
         except ValueError:
             self._error(400, "id must be a UUID")
             return
-        except psycopg.Error:
+        except psycopg.Error as error:
+            self.failed(error)
             self._error(500, "Internal server error")
             return
         found = owned if what == "original" else row
@@ -243,7 +248,8 @@ class _ImmichHandler(_Handler):
             if not self.immich.may_read:
                 raise PermissionError
             content = path.read_bytes()
-        except OSError:
+        except OSError as error:
+            self.failed(error)
             self._error(500, "Internal server error")
             return
         headers = {**self._cid(), "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=86400, no-transform"}
@@ -254,6 +260,9 @@ class _ImmichHandler(_Handler):
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             status, content = 206, content[first : last + 1]
         self.say(status, content, kinds.get(path.suffix.lower(), "video/mp4"), headers)
+
+    def failed(self, error: psycopg.Error | OSError) -> None:
+        """Immich writes this into its log; the demo's faults have their own lines."""
 
     def _may(self, permission: str) -> bool:
         key = self.headers.get("x-api-key")

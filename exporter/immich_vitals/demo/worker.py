@@ -7,6 +7,7 @@ moment. Every SECONDS (0: never) a job is added, so that there is something to s
 import asyncio
 import contextlib
 import sys
+from collections.abc import Mapping
 
 import redis
 from redis.asyncio import Redis
@@ -19,23 +20,38 @@ WORK_SECONDS = 0.4
 RETRY_SECONDS = 1.0
 
 
-async def serve(socket: str, feed_every: float) -> None:
-    """Work on all queues until the process ends."""
-    async with Redis(unix_socket_path=socket, decode_responses=True, socket_timeout=None) as client:
-        workers = [_for_ever(_Worker(client, socket, queue)) for queue in queue_names()]
-        await asyncio.gather(_feed(socket, feed_every), *workers)
+class Duty:
+    """What is done with a job, and when Redis fails: here a moment passes, and nobody is told."""
+
+    async def work(self, queue: str, job: Mapping[str, str]) -> None:
+        """`job` is its hash as BullMQ keeps it."""
+        await asyncio.sleep(WORK_SECONDS)
+
+    def lost(self, error: RedisError) -> None:
+        """Redis is down, or refuses to write."""
+
+
+async def serve(url: str, duty: Duty) -> None:
+    """Work on all queues until the process ends. `url` is that of Redis, as redis-py has it."""
+    async with _connection(url) as client:
+        await asyncio.gather(*(_for_ever(_Worker(client, url, queue, duty), duty) for queue in queue_names()))
+
+
+def _connection(url: str, name: str | None = None) -> "Redis":
+    # redis-py's own time-out, 5 s, would end the connection, and so the worker, during a call that waits for a job.
+    client: Redis = Redis.from_url(url, client_name=name, decode_responses=True, socket_timeout=None)
+    return client
 
 
 class _Worker:
     """The worker of one queue. Works one job at a time."""
 
-    def __init__(self, client: "Redis", socket: str, queue: str) -> None:
+    def __init__(self, client: "Redis", url: str, queue: str, duty: Duty) -> None:
         self._client = client
+        self._queue = queue
+        self._duty = duty
         self._key = f"{PREFIX}:{queue}"
-        # redis-py's own time-out, 5 s, would end the connection, and so the worker, during a call that waits for a job.
-        self._blocking = Redis(
-            unix_socket_path=socket, client_name=worker_name(queue), decode_responses=True, socket_timeout=None
-        )
+        self._blocking = _connection(url, worker_name(queue))
         self._next_check = 0
         self._begun = False
         self._in_hand: str | None = None
@@ -53,7 +69,8 @@ class _Worker:
             await self._client.set(f"{self._key}:stalled-check", milliseconds(), ex=LOCK_SECONDS)
             self._next_check = milliseconds() + LOCK_SECONDS * 1000
         while job := self._in_hand or await self._take():
-            await asyncio.sleep(WORK_SECONDS)
+            told = await self._client.hgetall(f"{self._key}:{job}")
+            await self._duty.work(self._queue, {str(name): str(value) for name, value in told.items()})
             await self._finish(job)
             self._in_hand = None
         await self._blocking.bzpopmin(f"{self._key}:marker", BLOCK_SECONDS)
@@ -79,22 +96,27 @@ class _Worker:
         await self._client.xadd(f"{self._key}:events", dict(fields, event=event), maxlen=MAX_EVENTS)  # type: ignore[arg-type]
 
 
-async def _for_ever(worker: _Worker) -> None:
+async def _for_ever(worker: _Worker, duty: Duty) -> None:
     while True:
         try:
             await worker.turn()
-        except RedisError:
-            await asyncio.sleep(RETRY_SECONDS)  # it is down, or refuses to write: one of the demo's faults
+        except RedisError as error:
+            duty.lost(error)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _feed(socket: str, every: float) -> None:
-    with redis.Redis(unix_socket_path=socket, decode_responses=True) as client:
+async def _feed(url: str, every: float) -> None:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
         while every:
             await asyncio.sleep(every)
             with contextlib.suppress(RedisError):
                 add_jobs(client, "thumbnailGeneration", "AssetGenerateThumbnails", 1)
 
 
+async def _demo(url: str, feed_every: float) -> None:
+    await asyncio.gather(_feed(url, feed_every), serve(url, Duty()))
+
+
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))
+        asyncio.run(_demo(f"unix://{sys.argv[1]}", float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))

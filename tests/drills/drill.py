@@ -1,0 +1,26 @@
+"""What a drill is: a fault that is really brought about on a machine with Immich, and what is told of it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from support.machine import Machine
+
+Injection = Callable[[Machine], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drill:
+    """`inject` breaks something on entering and mends it on leaving.
+
+    `told` is all that may be notified, the first thing first; empty for a drill that must stay quiet. `inhibited` must
+    fire, and may not be told. `changes`: there may be other assets or files afterwards. `host`: it shows on the whole
+    machine, so no other machine may watch that beside it.
+    """
+
+    about: str
+    inject: Injection
+    told: tuple[str, ...]
+    inhibited: tuple[str, ...] = ()
+    changes: bool = False
+    host: bool = False

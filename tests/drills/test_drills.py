@@ -1,0 +1,200 @@
+"""Drills: what breaks on a real machine with Immich, and the one notification that names it.
+
+Several machines are watched at once by one Prometheus, and are broken in one way after the other, since most of the
+time is waiting. The rules are the shipped ones with shorter durations.
+"""
+
+import os
+import queue
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from drills.catalogue import DRILLS
+from drills.drill import Drill
+from support import alertmanager, docker_engine, images
+from support.alertmanager import Alertmanager, Webhook
+from support.inhibition import EXAMPLE
+from support.machine import Machine, Shared, free_address
+from support.prometheus import SYMPTOMS, Prometheus, hurried_rules
+from support.rulebook import alerts
+
+LANES = 5
+PATIENCE = 90.0
+MENDED = 150.0
+HEARTBEAT = "ImmichVitalsHeartbeat"
+RANK = {rule.name: rule.labels["rank"] for rule in alerts()}
+
+pytestmark = pytest.mark.docker
+
+
+@dataclass(slots=True)
+class Result:
+    """What a drill showed. Durations are in seconds; `problem` is what kept it from its end."""
+
+    told: list[str] = field(default_factory=list)
+    fired: set[str] = field(default_factory=set)
+    first_after: float | None = None
+    mended_after: float | None = None
+    counts: tuple[object, object] | None = None
+    problem: str | None = None
+
+
+class Lane:
+    """A machine that is broken in one way after the other."""
+
+    def __init__(self, ends: ExitStack, shared: Shared, *, host: bool) -> None:
+        self._ends, self._shared, self.host = ends, shared, host
+        self.address = free_address()
+        self.instance = f"{self.address}:12283"
+        self._machine: Machine | None = None
+
+    def run(self, drills: "queue.Queue[str]", results: dict[str, Result], watch: "Watch") -> None:
+        while True:
+            try:
+                name = drills.get_nowait()
+            except queue.Empty:
+                return
+            result = results[name] = Result()
+            try:
+                self._drill(DRILLS[name], result, watch)
+            except Exception:
+                result.problem = traceback.format_exc()
+                self.give_up()
+
+    def start(self) -> Machine:
+        if self._machine is None:
+            self._machine = self._ends.enter_context(Machine(self._shared, self.address, host=self.host))
+        return self._machine
+
+    def give_up(self) -> None:
+        """Take another machine for the next drill."""
+        if self._machine is not None:
+            self._machine.__exit__(None, None, None)
+            self._machine = None
+
+    def _drill(self, drill: Drill, result: Result, watch: "Watch") -> None:
+        machine = self.start()
+        watch.wait_until_calm(self.instance, "before")
+        counts = machine.counts()
+        before, began = len(watch.told(self.instance)), time.monotonic()
+        with drill.inject(machine):
+            if drill.told:
+                watch.wait_for(lambda: len(watch.told(self.instance)) > before, PATIENCE)
+                result.first_after = time.monotonic() - began
+            extra = before + len(drill.told)
+            watch.wait_for(lambda: len(watch.told(self.instance)) > extra, SYMPTOMS)
+            result.told = watch.told(self.instance)[before:]
+            result.fired = watch.fired(self.instance, time.monotonic() - began)
+        mended = time.monotonic()
+        watch.wait_until_calm(self.instance, "after")
+        result.mended_after = time.monotonic() - mended
+        result.told = watch.told(self.instance)[before:]
+        result.counts = (counts, machine.counts())
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who watches all machines."""
+
+    prometheus: Prometheus
+    webhook: Webhook
+
+    def told(self, instance: str) -> list[str]:
+        return [
+            alert["alertname"]
+            for receiver, alert in self.webhook.heard()
+            if alert.get("instance") == instance and receiver != "dead-mans-switch"
+        ]
+
+    def wait_for(self, holds: "object", seconds: float) -> None:
+        self.webhook.wait_for(lambda _: bool(holds()), seconds)  # type: ignore[operator]
+
+    def fired(self, instance: str, seconds: float) -> set[str]:
+        """What fired within so many seconds, told or not."""
+        expr = f'max_over_time(ALERTS{{instance="{instance}",alertstate="firing"}}[{seconds + 1:.0f}s])'
+        return {labels["alertname"] for labels in self.prometheus.query(expr)} - {HEARTBEAT}
+
+    def wait_until_calm(self, instance: str, when: str) -> None:
+        """Until all is watched and past its grace, and nothing fires or is about to. Raises `AssertionError`."""
+        of = f'{{instance="{instance}"}}'
+        until = time.monotonic() + MENDED
+        ask = self.prometheus.query
+        while True:
+            reasons = [
+                f"{each['alertname']} {each['alertstate']}"
+                for each in ask(f'ALERTS{{instance="{instance}",alertname!="{HEARTBEAT}"}}')
+            ]
+            reasons += [
+                f"{each['component']} is new" for each in ask(f"component:immich_vitals_container_grace:bool{of}")
+            ]
+            reasons += [f"{each['collector']} fails" for each in ask(f"immich_vitals_collector_success{of} == 0")]
+            if not ask(f"immich_vitals_library_users{of} > 0"):
+                reasons.append("not watched")
+            if not reasons:
+                return
+            assert time.monotonic() < until, f"{when} the drill: {reasons}"
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Result]]:
+    """Of each drill that is asked for."""
+    for reason in (docker_engine.why_not(), images.why_not()):
+        if reason is not None:
+            assert not os.environ.get("FORBID_SKIPS"), reason
+            pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("drills")
+    wanted = [name for name in DRILLS if any(f"[{name}]" in item.name for item in request.session.items)]
+    found: dict[str, Result] = {}
+    with ExitStack() as ends:
+        shared = _shared(ends)
+        lanes = [Lane(ends, shared, host=number == 0) for number in range(min(LANES, len(wanted)))]
+        webhook = ends.enter_context(Webhook())
+        config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="4s")
+        server = ends.enter_context(Alertmanager(folder / "alertmanager", config))
+        targets = [lane.instance for lane in lanes]
+        rules = hurried_rules(folder / "rules")
+        watch = Watch(ends.enter_context(Prometheus(folder / "prometheus", rules, targets, server.address)), webhook)
+        own: queue.Queue[str] = queue.Queue()
+        common: queue.Queue[str] = queue.Queue()
+        for name in wanted:
+            (own if DRILLS[name].host else common).put(name)
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            for lane in lanes:
+                pool.submit(_work, lane, [own, common] if lane.host else [common], found, watch)
+        yield found
+
+
+def _work(lane: Lane, drills: "list[queue.Queue[str]]", found: dict[str, Result], watch: Watch) -> None:
+    for each in drills:
+        lane.run(each, found, watch)
+
+
+def _shared(ends: ExitStack) -> Shared:
+    made = tempfile.TemporaryDirectory(prefix="immich-vitals-drills-", ignore_cleanup_errors=True)
+    folder = Path(ends.enter_context(made))
+    folder.chmod(0o755)  # not pytest's own, which nobody but root may enter
+    return Shared.make(folder)
+
+
+@pytest.mark.parametrize("name", DRILLS)
+def test_drill(results: Mapping[str, Result], name: str) -> None:
+    """The first notification names the cause, no other comes, what it explains fires and is not told; all that was
+    told is over once the fault is mended, and nobody's photos or rows have changed."""
+    drill, result = DRILLS[name], results[name]
+    assert result.problem is None, result.problem
+    assert result.told == list(drill.told), f"fired: {sorted(result.fired)}"
+    assert set(drill.inhibited) <= result.fired
+    if drill.told:
+        above = {each for each in result.fired if RANK[each] < RANK[drill.told[0]]}
+        assert not above, f"before {drill.told[0]} in the order of causes"
+    assert result.counts is not None
+    assert drill.changes or result.counts[0] == result.counts[1]

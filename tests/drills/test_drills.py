@@ -9,7 +9,7 @@ import queue
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -40,6 +40,7 @@ class Result:
     """What a drill showed. Durations are in seconds; `problem` is what kept it from its end."""
 
     told: list[str] = field(default_factory=list)
+    heard: list[Mapping[str, str]] = field(default_factory=list)
     fired: set[str] = field(default_factory=set)
     first_after: float | None = None
     mended_after: float | None = None
@@ -84,19 +85,25 @@ class Lane:
         machine = self.start()
         watch.wait_until_calm(self.instance, "before")
         counts = machine.counts()
-        before, began = len(watch.told(self.instance)), time.monotonic()
+        before, began = len(watch.heard(self.instance)), time.monotonic()
+
+        def told() -> list[str]:
+            """The alerts that were notified, in order, each once: Alertmanager tells a group anew that grows."""
+            return list(dict.fromkeys(alert["alertname"] for alert in watch.heard(self.instance)[before:]))
+
         with drill.inject(machine):
             if drill.told:
-                watch.wait_for(lambda: len(watch.told(self.instance)) > before, PATIENCE)
+                watch.wait_for(lambda: bool(told()), PATIENCE)
                 result.first_after = time.monotonic() - began
-            extra = before + len(drill.told)
-            watch.wait_for(lambda: len(watch.told(self.instance)) > extra, SYMPTOMS)
-            result.told = watch.told(self.instance)[before:]
+            watch.wait_for(lambda: len(told()) > len(drill.told), SYMPTOMS)
             result.fired = watch.fired(self.instance, time.monotonic() - began)
         mended = time.monotonic()
-        watch.wait_until_calm(self.instance, "after")
+        try:
+            watch.wait_until_calm(self.instance, "after")
+        finally:
+            result.told = told()
+            result.heard = watch.heard(self.instance)[before:]
         result.mended_after = time.monotonic() - mended
-        result.told = watch.told(self.instance)[before:]
         result.counts = (counts, machine.counts())
 
 
@@ -107,15 +114,16 @@ class Watch:
     prometheus: Prometheus
     webhook: Webhook
 
-    def told(self, instance: str) -> list[str]:
+    def heard(self, instance: str) -> list[Mapping[str, str]]:
+        """The labels of what was notified of a machine."""
         return [
-            alert["alertname"]
+            alert
             for receiver, alert in self.webhook.heard()
             if alert.get("instance") == instance and receiver != "dead-mans-switch"
         ]
 
-    def wait_for(self, holds: "object", seconds: float) -> None:
-        self.webhook.wait_for(lambda _: bool(holds()), seconds)  # type: ignore[operator]
+    def wait_for(self, holds: Callable[[], bool], seconds: float) -> None:
+        self.webhook.wait_for(lambda _: holds(), seconds)
 
     def fired(self, instance: str, seconds: float) -> set[str]:
         """What fired within so many seconds, told or not."""
@@ -191,7 +199,7 @@ def test_drill(results: Mapping[str, Result], name: str) -> None:
     told is over once the fault is mended, and nobody's photos or rows have changed."""
     drill, result = DRILLS[name], results[name]
     assert result.problem is None, result.problem
-    assert result.told == list(drill.told), f"fired: {sorted(result.fired)}"
+    assert result.told == list(drill.told), f"heard: {result.heard}, fired: {sorted(result.fired)}"
     assert set(drill.inhibited) <= result.fired
     if drill.told:
         above = {each for each in result.fired if RANK[each] < RANK[drill.told[0]]}

@@ -164,7 +164,10 @@ def make_images(folder: Path) -> Path:
             {"HEALTHCHECK": f"--interval=5s --timeout=3s CMD {json.dumps(['python3', '-c', ping])}"},
         ),
         kinds["immich-machine-learning"]: ([*python, "/stand-ins/machine_learning.py"], {}),
-        kinds["database"]: (["/bin/sh", "/stand-ins/postgres.sh"], {"USER": str(POSTGRES_USER)}),
+        kinds["database"]: (
+            ["/bin/sh", "/stand-ins/postgres.sh"],
+            {"USER": str(POSTGRES_USER), "STOPSIGNAL": "SIGINT"},
+        ),
         kinds["redis"]: (
             ["valkey-server", "--protected-mode", "no", "--dir", "/valkey", "--save", "60 1"],
             {"USER": str(POSTGRES_USER), "VOLUME": "/valkey"},

@@ -72,7 +72,7 @@ class SystemClock:
     """The machine's own clocks: `monotonic` for durations and deadlines, `time` for moments."""
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return time.clock_gettime(time.CLOCK_BOOTTIME)  # what was known before the machine slept is old when it wakes
 
     def time(self) -> float:
         return time.time()

@@ -155,6 +155,7 @@ class _Watched:
         self.current: _Run | None = None
         self.counted_late: Future[Outcome] | None = None
         self.shown: Outcome | None = None
+        self.shown_at = 0.0  # monotonic
         self.last_success: float | None = None
         self.failures: Counter[str] = Counter()
         self.due = 0.0  # monotonic; only for collectors on a timer
@@ -392,7 +393,7 @@ class Runner:
         with self._lock:
             if at_end and not watched.on_timer and watched.current and watched.counted_late is watched.current.future:
                 return  # its scrape has been answered without it: too late to be as fresh as a scrape promises
-            watched.shown = outcome
+            watched.shown, watched.shown_at = outcome, self._clock.monotonic()
             trigger = watched.collector.trigger
             if isinstance(trigger, Every):
                 pause = trigger.interval(outcome.duration)
@@ -443,7 +444,7 @@ class Runner:
         interval = self._interval(watched)
         if outcome is None or interval is None or not outcome.ok:
             return outcome
-        age = self._clock.time() - outcome.finished
+        age = self._clock.monotonic() - watched.shown_at  # the time of day may be set meanwhile
         if age <= 3 * interval + watched.collector.timeout:
             return outcome
         return replace(outcome, reason="timeout", samples=(), message=f"the last result is {age:.0f} s old")

@@ -314,6 +314,18 @@ def test_a_result_that_is_too_old_is_not_served() -> None:
     assert found["collector_success,collector=fake"] == 0
 
 
+@pytest.mark.parametrize("seconds", [86400, -86400])
+def test_a_clock_that_is_set_makes_no_result_old(seconds: float) -> None:
+    """The last result of a timer is served on, and goes at its time, whatever happens to the time of day."""
+    clock = FakeClock()
+    runner = Runner([FakeCollector(lambda ctx: [VALUE.sample(1)], trigger=Every(300), timeout=10)], clock=clock)
+    runner.scrape(5)
+    clock.set(seconds)
+    assert "fake_value" in values(runner.scrape(5))
+    clock.advance(915)
+    assert "fake_value" not in values(runner.scrape(5))
+
+
 def test_a_slow_first_count_is_neither_success_nor_failure() -> None:
     """While a timer's first run is under way the scrape ends in time and says nothing about it."""
     gate = Gate()

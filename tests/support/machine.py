@@ -17,8 +17,8 @@ import random
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -302,6 +302,17 @@ class Machine:
     def immich(self, words: str) -> str:
         """`docker compose <words>` on Immich's project."""
         return self.sh(f"docker compose {words}")
+
+    @contextmanager
+    def changed(self, service: str, change: Mapping[str, object]) -> Iterator[None]:
+        """With the service made anew with this in its part of Immich's Compose file; at the end it is as before."""
+        (self.folder / "change.yml").write_text(yaml.safe_dump({"services": {service: dict(change)}}))
+        files = "-f docker-compose.yml -f docker-compose.override.yml -f change.yml"
+        with suppress(EngineError):  # it need not start
+            self.sh(f"docker compose {files} up -d --no-deps {service}")
+        yield
+        self.immich(f"up -d --no-deps --force-recreate {service}")
+        self.wait_until_up()
 
     def vitals(self, words: str) -> str:
         """`docker compose <words>` on ours."""

@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all their set-up; they need Python 3.11 and make.
-.PHONY: help demo test lint bench soak docs golden dist image-size clean
+.PHONY: help demo test lint bench soak docs golden dist audit image-size clean
 
 FAULT ?=
 
@@ -11,6 +11,7 @@ help:
 	@echo "make soak [ARGS=...]     scrape 100,000 times amid faults; writes its part of docs/benchmarks.md"
 	@echo "make docs                write the reference pages, the frame of each runbook, and the dashboards anew"
 	@echo "make dist                the wheel, the source distribution and the SBOM into dist/, each of them tried"
+	@echo "make audit               whether vulnerabilities are known of what we depend on"
 	@echo "make image-size          what is in the image immich-vitals; writes docs/image.md"
 	@echo "make golden              rewrite the expected.prom files; read the diff"
 
@@ -55,6 +56,9 @@ golden: .venv/ready
 
 dist: .venv/ready
 	@.venv/bin/python scripts/dist
+
+audit:
+	@scripts/audit
 
 IMAGE ?= immich-vitals
 

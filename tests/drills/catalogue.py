@@ -2,7 +2,18 @@
 
 from collections.abc import Mapping
 
-from drills import services
+from drills import access, backups, learning, postgres, queues, quiet, redis, services, storage, upgrades
 from drills.drill import Drill
 
-DRILLS: Mapping[str, Drill] = {**services.DRILLS}
+DRILLS: Mapping[str, Drill] = {
+    **services.DRILLS,
+    **storage.DRILLS,
+    **postgres.DRILLS,
+    **redis.DRILLS,
+    **queues.DRILLS,
+    **access.DRILLS,
+    **learning.DRILLS,
+    **backups.DRILLS,
+    **upgrades.DRILLS,
+    **quiet.DRILLS,
+}

@@ -47,6 +47,7 @@ class Engine:
         self.folder = Path(tempfile.mkdtemp(prefix="dk", dir="/tmp"))
         self.socket = self.folder / "d.sock"
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._namespace: subprocess.Popen[bytes] | None = None
 
     @property
     def host(self) -> str:
@@ -60,7 +61,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the daemon and wait until it answers. Raises `EngineError`."""
-        apart = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if self._networks else []
+        apart = ["nsenter", f"--net=/proc/{self._own_namespace()}/ns/net"] if self._networks else []
         none = ["--iptables=false", "--ip-forward=false", "--ip-masq=false"] if not self._networks else []
         with (self.folder / "log").open("ab") as log:
             self._daemon = subprocess.Popen(
@@ -79,6 +80,19 @@ class Engine:
 
     def stop(self) -> None:
         """Stop the daemon and its containers."""
+        self._stop_daemon()
+        self._end_what_is_left()
+        if self._namespace is not None:
+            self._namespace.kill()
+            self._namespace.wait()
+            self._namespace = None
+
+    def restart(self) -> None:
+        """Stop the daemon, and start it again; containers that shall always run start again, too."""
+        self._stop_daemon()
+        self.start()
+
+    def _stop_daemon(self) -> None:
         if self._daemon is not None:
             self._daemon.terminate()
             try:
@@ -87,7 +101,17 @@ class Engine:
                 self._daemon.kill()
                 self._daemon.wait()
             self._daemon = None
-        self._end_what_is_left()
+
+    def _own_namespace(self) -> int:
+        """The process that keeps our network namespace while no daemon runs; it ends with this one, too."""
+        if self._namespace is None:
+            self._namespace = subprocess.Popen(
+                ["unshare", "--net", "sh", "-c", "ip link set lo up; echo up; exec cat >/dev/null"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            assert self._namespace.stdout is not None
+            self._namespace.stdout.readline()
+        return self._namespace.pid
 
     def run(self, *words: str, seconds: float = 60.0) -> str:
         """The output of `docker <words>`. Raises `EngineError`."""
@@ -151,7 +175,7 @@ class Engine:
         while time.monotonic() < deadline:
             if found := look():
                 return found
-            time.sleep(0.05)
+            time.sleep(0.2)  # each look may start programs
         raise EngineError(f"waited {seconds:.0f} s in vain until {what}")
 
     def __enter__(self) -> Self:

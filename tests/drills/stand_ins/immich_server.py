@@ -212,6 +212,11 @@ class Handler(ImmichHandler):
             nest("ERROR", f"Api:GlobalExceptionFilter~{self.correlation}", f"Unknown error: {said}")
 
     def do_POST(self) -> None:
+        if self.path == "/api/auth/login":
+            said = f"Failed login attempt for user ada@example.org from ip address {self.client_address[0]}"
+            nest("WARN", f"Api:AuthService~{self.correlation}", said)
+            self._error(401, "Incorrect email or password")
+            return
         if self.path != "/api/assets":
             super().do_POST()
             return

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from immich_vitals.collector import Deadline
 from immich_vitals.sources.redis import Commands, RedisServer, Reply, items, number, pack, text
@@ -169,15 +169,18 @@ class Queues:
         jobs["paused"] -= marks[1]
         last_jobs = [next((job for job in reversed(tail) if not _is_mark(job)), None) for tail in tails]
         first_of_priority = [text(job) for job in items(prioritized)]
-        last_entry = items(events)
+        last_entry = _first(events)
+        last_event = _event_id(_first(last_entry))
+        if last_entry is not None and last_event is None:
+            raise _NotBullmq
         return _Look(
             name=name,
             jobs=jobs,
             exists=any(value is not None for value in items(meta)),
-            paused=next(iter(items(meta)), None) is not None,
+            paused=_first(meta) is not None,
             oldest=[*filter(None, last_jobs), *first_of_priority],
             active=[text(job) for job in items(active)],
-            last_event=_event_id(items(last_entry[0])[0]) if last_entry else None,
+            last_event=last_event,
         )
 
     def _ask(self, commands: Commands, deadline: Deadline) -> Iterator[Reply]:
@@ -249,12 +252,14 @@ class Queues:
 
     def _take(self, reply: Reply) -> str | None:
         """Count one stream's new events; its queue's name when there may be more."""
-        key, entries = items(reply)
-        name = text(key).removeprefix(f"{PREFIX}:").removesuffix(":events")
-        stream = self._streams[name]
-        new = items(entries)
+        name = text(_first(reply)).removeprefix(f"{PREFIX}:").removesuffix(":events")
+        stream = self._streams.get(name)
+        new = [entry for entries in items(reply)[1:2] for entry in items(entries)]
+        read_to = _event_id(_first(new[-1])) if new else None
+        if stream is None or read_to is None:
+            raise self._server.refused("XREAD", InvalidResponse())
         stream.counts.update(event for entry in new if (event := _event_name(entry)) in COUNTED_EVENTS)
-        stream.read_to = _event_id(items(new[-1])[0])
+        stream.read_to = read_to
         return name if len(new) == EVENTS_AT_ONCE else None
 
 
@@ -328,14 +333,18 @@ def _seconds(reply: Reply) -> float | None:
     return milliseconds / 1000 if milliseconds else None
 
 
-def _event_id(reply: Reply) -> EventId:
-    milliseconds, _, sequence = text(reply).partition("-")
-    return int(milliseconds), int(sequence)
+def _first(reply: Reply) -> Reply:
+    return next(iter(items(reply)), None)
+
+
+def _event_id(reply: Reply) -> EventId | None:
+    """None for what is no id of a stream's entry."""
+    found = re.fullmatch(r"(\d{1,20})-(\d{1,20})", text(reply), re.ASCII)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _event_name(entry: Reply) -> str:
-    _, fields = items(entry)
-    words = items(fields)
+    words = [word for fields in items(entry)[1:2] for word in items(fields)]
     if len(words) > 1 and words[0] == b"event":  # BullMQ writes it first
         return text(words[1])
-    return text(dict(zip(map(text, words[::2]), words[1::2], strict=True)).get("event"))
+    return text(dict(zip(map(text, words[::2]), words[1::2], strict=False)).get("event"))

@@ -4,6 +4,7 @@ itself.
 The connection is redis-py's, without its pool, retries and health checks: those would spend the deadline twice.
 """
 
+import math
 import re
 import socket
 import ssl
@@ -155,8 +156,8 @@ class RedisServer(Kept[_Link, Commands, list[Reply]]):
         self.where = config.where
         self.tells_settings = True  # as far as is known
 
-    def refused(self, command: str, error: ResponseError) -> CollectorFailure:
-        """The failure that the refusal of a command we cannot do without stands for."""
+    def refused(self, command: str, error: RedisError) -> CollectorFailure:
+        """The failure that the refusal of a command we cannot do without, or nonsense for its answer, stands for."""
         return _meaning(error, self.where, command)
 
     def _connect(self, question: Commands, deadline: Deadline) -> _Link:
@@ -386,8 +387,13 @@ def number(reply: Reply) -> float | None:
     """A number in a reply, whether sent as number or as text; None for anything else."""
     if isinstance(reply, int):
         return reply
+    return _finite(text(reply))
+
+
+def _finite(word: str) -> float | None:
     with suppress(ValueError):
-        return float(text(reply))
+        found = float(word)
+        return found if math.isfinite(found) else None
     return None
 
 
@@ -450,9 +456,7 @@ def server_facts(info: Mapping[str, str], save: str | None, stop_when_save_fails
     """The facts in INFO's fields and in two settings; None for a setting that we may not read."""
 
     def value(name: str) -> float | None:
-        with suppress(ValueError):
-            return float(info.get(name, ""))
-        return None
+        return _finite(info.get(name, ""))
 
     def is_one_of(name: str, yes: str, no: str) -> bool | None:
         return {yes: True, no: False}.get(info.get(name, ""))

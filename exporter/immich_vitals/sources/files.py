@@ -142,7 +142,7 @@ def _facts(watched: WatchedPath, look: Look, mounts: Sequence[Mount]) -> PathFac
 def read_mounts(mountinfo: Path) -> list[Mount]:
     """The mounts this process sees; none when they cannot be read."""
     try:
-        lines = mountinfo.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = mountinfo.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
         return []
     return [mount for mount in map(_mount, lines) if mount]

@@ -53,7 +53,7 @@ def read_host(proc: Path = PROC) -> HostFacts:
 
 
 # As in `some avg10=0.47 avg60=0.72 avg300=0.67 total=24975877`, in microseconds.
-_WAITED = re.compile(r"^(some|full) .*\btotal=(\d+)$", re.MULTILINE)
+_WAITED = re.compile(r"^(some|full) .*\btotal=(\d{1,20})$", re.MULTILINE)
 _CPU = re.compile(r"^cpu\d", re.MULTILINE)
 
 

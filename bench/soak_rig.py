@@ -23,7 +23,7 @@ from support.exporter import Exporter
 from support.fault_proxy import FaultProxy
 
 LOGIN = "watcher"
-HEAL_SECONDS = 240.0
+HEAL_SECONDS = 300.0
 AT_SCRAPE = frozenset(("container", "log", "host", "filesystem", "postgres", "queue", "redis"))
 IMAGES = {
     "immich_server": ("immich-server", "server"),

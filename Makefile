@@ -22,7 +22,7 @@ demo: .venv/ready
 	@.venv/bin/immich-vitals demo $(if $(FAULT),--fault $(FAULT)) $(ARGS)
 
 # These watch how fast real servers answer: nothing hard-working beside them.
-ALONE = $(addprefix tests/integration/,test_reliability.py test_alerts_of_containers.py test_alerts_of_the_demo.py)
+ALONE = tests/reliability $(addprefix tests/integration/,test_alerts_of_containers.py test_alerts_of_the_demo.py)
 
 test: .venv/ready
 ifdef ARGS

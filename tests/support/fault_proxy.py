@@ -33,25 +33,25 @@ class Hangs(Fault):
 
 
 class Drips(Fault):
-    """One byte `every` so many seconds, for as long as anybody listens, also of what is still under way when the fault
-    is lifted."""
+    """One byte `every` so many seconds until the fault is lifted, then the rest."""
 
     def __init__(self, every: float = 0.2) -> None:
         self._every = every
 
     def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
-        pause = threading.Event()
-        for byte in piece:
-            yield bytes([byte])
-            pause.wait(self._every)
+        for at in range(len(piece)):
+            yield piece[at : at + 1]
+            if lifted.wait(self._every):
+                yield piece[at + 1 :]
+                return
 
 
 class Refuses(Fault):
     """A reset in the place of an answer."""
 
     def change(self, piece: bytes, lifted: threading.Event) -> Iterator[bytes]:
+        yield b""
         raise ConnectionResetError
-        yield piece
 
 
 class Resets(Fault):
@@ -143,6 +143,17 @@ class FaultProxy:
         finally:
             self._fault = Fault()
             self._lifted.set()
+
+    @contextlib.contextmanager
+    def leading_to(self, server: Address) -> Iterator[None]:
+        """Another server answers at the address."""
+        own, self._server = self._server, server
+        self.reset()
+        try:
+            yield
+        finally:
+            self._server = own
+            self.reset()
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:

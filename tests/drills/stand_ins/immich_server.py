@@ -375,7 +375,7 @@ class Handlers(Duty):
             raise JobError("Error: Input file contains unsupported image format") from None
         except OSError as error:
             raise JobError(words_of(error)) from None
-        if original.suffix in (".jpg", ".jpeg") and not content.endswith(b"\xff\xd9"):
+        if not content or original.suffix in (".jpg", ".jpeg") and not content.endswith(b"\xff\xd9"):
             cut, empty = "VipsJpeg: premature end of JPEG image", "Input file contains unsupported image format"
             raise JobError(f"Error: {cut if content else empty}")
         self._write(connection, asset, "preview", spread("thumbs", owner, asset, "_preview.jpeg"), self._small(content))
@@ -505,7 +505,8 @@ def feed() -> None:
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    say(f"Initializing Immich v{VERSION}", "Starting api worker", "Starting microservices worker")
+    workers = os.environ.get("IMMICH_WORKERS_INCLUDE", "api,microservices").split(",")
+    say(f"Initializing Immich v{VERSION}", *(f"Starting {worker} worker" for worker in workers))
     with open_database() as connection:
         check_mounts(connection)
         try:
@@ -523,7 +524,9 @@ def main() -> None:
     nest("LOG", "Microservices:Bootstrap", f"Immich Microservices is running [v{VERSION}] [production] ")
     nest("LOG", "Api:Bootstrap", f"Immich Server is listening on http://[::1]:2283 [v{VERSION}] [production] ")
     threading.Thread(target=feed, daemon=True).start()
-    asyncio.run(serve(redis_url(), Handlers()))
+    if "microservices" in workers:
+        asyncio.run(serve(redis_url(), Handlers()))
+    threading.Event().wait()
 
 
 if __name__ == "__main__":

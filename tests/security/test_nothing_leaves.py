@@ -184,6 +184,7 @@ def test_servers_were_really_broken(given: Given) -> None:
     assert '"state":"firing"' in given.alerts
     assert "rejects the password" in given.texts["healthy again", "check with wrong secrets"]
     assert "rejects the user name or password" in given.texts["healthy again", "check with wrong secrets"]
+    assert given.texts["any", "state"]
     assert "level=" in given.texts["any", "log"]
 
 
@@ -252,3 +253,12 @@ def test_log_match_adds_nothing() -> None:
     done = subprocess.run(words, input="\n".join(LINES), capture_output=True, text=True, check=True)
     assert [line.split("\t", 1)[1] for line in done.stdout.splitlines()] == list(LINES)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["grants", "config", "metrics", "healthcheck"])
+def test_other_commands_show_no_secret(command: str) -> None:
+    """What is printed for the administrator to paste elsewhere has a placeholder where a password goes."""
+    urls = {"DB_URL": f"postgresql://immich:{SECRET}@database/immich", "REDIS_URL": f"redis://:{SECRET}@redis"}
+    said = _program({**SECRETS, **urls, "IMMICH_VITALS_LISTEN_ADDRESS": "127.0.0.1:1"}, command)
+    assert said
+    assert found_in(said) == set()

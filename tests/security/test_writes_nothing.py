@@ -146,9 +146,10 @@ def _settle_redis(client: redis.Redis) -> None:
 def _a_day(parts: Everything, statements: Path, client: redis.Redis, watch: Watch) -> Seen:
     world = parts.world
     before, commands = _moved(world, client), list[str]()
-    listener = threading.Thread(target=_listen, args=(world, commands))
+    listens = threading.Event()
+    listener = threading.Thread(target=_listen, args=(world, commands, listens))
     listener.start()
-    client.ping()
+    assert listens.wait(30)
     try:
         changes, answers, timers = _run(parts, watch)
     finally:
@@ -203,9 +204,10 @@ def _moved(world: World, client: redis.Redis) -> Moved:
     return Moved(counted, (client.dbsize(), client.execute_command("DEBUG", "DIGEST")))  # type: ignore[no-untyped-call]
 
 
-def _listen(world: World, commands: list[str]) -> None:
+def _listen(world: World, commands: list[str], listens: threading.Event) -> None:
     """What Redis is told by TCP, which is the exporter; we ourselves come by the socket."""
-    with world.redis.client() as client, client.monitor() as monitor:
+    with world.redis.client(socket_timeout=None) as client, client.monitor() as monitor:
+        listens.set()
         for each in monitor.listen():
             if each["command"] == f"ECHO {END}":
                 return

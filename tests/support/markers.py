@@ -2,20 +2,24 @@
 them is recognized wherever it should not be."""
 
 import base64
+import json
 import re
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import unquote
 
 import redis
 from psycopg import sql
 
 from immich_vitals.demo.queues import PREFIX
 from immich_vitals.demo.schema import Connection, immich_schema
+from immich_vitals.demo.web import KEY
 from immich_vitals.demo.world import World
+from support.granted import CHOSEN
 
 STEM = "qzx"
 _MARKER = re.compile(STEM + r"[a-z0-9]*", re.IGNORECASE)
 ADDRESS = "203.0.113.7"  # of a visitor, in logs
+SECRETS = (ADDRESS, CHOSEN, KEY)
 
 # What Immich, the demo or the exporter need as it is: kinds, keys and versions. Paths are seeded on disk as well.
 KEPT = {
@@ -25,7 +29,7 @@ KEPT = {
     ("notification", "level"), ("notification", "type"), ("library", "importPaths"),
 }  # fmt: skip
 _TEXT = re.compile(r"character varying.*|text")
-_SECRETS = {
+_CONFIG = {
     "oauth": {"clientId": f"{STEM}oauthid", "clientSecret": f"{STEM}oauthsecret"},
     "notifications": {"smtp": {"from": f"{STEM}from@example.org", "transport": {"password": f"{STEM}smtp"}}},
     "server": {"loginPageMessage": f"{STEM}welcome"},
@@ -39,14 +43,19 @@ def marker(about: str) -> str:
 
 
 def found_in(text: str) -> set[str]:
-    """The markers in a text, in whatever case, also in percent-encoding or base64."""
-    seen = {word.lower() for word in _MARKER.findall(text)}
+    """The markers, the address and the passwords of the demo in a text, in whatever case, also in percent-encoding or
+    base64."""
+    seen = _words_in(unquote(text))
     for chunk in re.findall(r"[A-Za-z0-9+/_-]{8,}", text):
         for start in range(4):
             part = chunk[start:].translate(str.maketrans("-_", "+/"))
             decoded = base64.b64decode(part[: len(part) // 4 * 4]).decode("latin-1")
-            seen |= {f"{word.lower()} (base64)" for word in _MARKER.findall(decoded)}
-    return seen | ({ADDRESS} if ADDRESS in text or quote(ADDRESS) in text else set())
+            seen |= {f"{word} (base64)" for word in _words_in(decoded)}
+    return seen
+
+
+def _words_in(text: str) -> set[str]:
+    return {word.lower() for word in _MARKER.findall(text)} | {word for word in SECRETS if word in text}
 
 
 def seed_database(world: World) -> None:
@@ -62,7 +71,7 @@ def seed_database(world: World) -> None:
         connection.execute(
             "INSERT INTO system_metadata (key, value) VALUES ('system-config', %s::text::jsonb)"
             " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            (str(_SECRETS).replace("'", '"').replace("True", "true"),),
+            (json.dumps(_CONFIG),),
         )
         connection.execute(
             "UPDATE notification SET type = 'JobFailed', level = 'error',"

@@ -420,8 +420,11 @@ class _Values:
     def _read_environ(self, environ: Mapping[str, str]) -> None:
         files = {setting.file_variable: setting for setting in SETTINGS if setting.file_variable}
         for setting in SETTINGS:
-            if environ.get(setting.name):
-                self._raw[setting.name] = environ[setting.name]
+            value = environ.get(setting.name)
+            if value and setting.kind in _OF_TEXT and not _is_utf8(value):
+                self.mistake(setting.name, "the value (not shown) is not UTF-8 text", "write it in UTF-8")
+            elif value:
+                self._raw[setting.name] = value
         for variable, setting in files.items():
             if variable and environ.get(variable):
                 self._read_secret_file(variable, setting, environ)
@@ -431,7 +434,9 @@ class _Values:
 
     def _read_secret_file(self, variable: str, setting: Setting, environ: Mapping[str, str]) -> None:
         path = environ[variable]
-        shown = repr(path) if path.startswith(("/", "./", "../")) else "the value (not shown)"  # may be the secret itself
+        shown = (
+            repr(path) if path.startswith(("/", "./", "../")) else "the value (not shown)"
+        )  # may be the secret itself
         if environ.get(setting.name):
             self.mistake(variable, f"{setting.name} is set as well", "unset one of the two")
             return
@@ -473,6 +478,15 @@ class _Values:
             self._raw[setting.name] = [str(item) for item in value]
         else:
             self._raw[setting.name] = str(value)
+
+
+# What is no path of a file, which Linux has of any bytes.
+_OF_TEXT = ("text", "secret", "choice", "port", "number", "duration", "switch")
+
+
+def _is_utf8(value: str) -> bool:
+    """False for a variable with other bytes in it, for which Python has signs of its own."""
+    return value.isascii() or value == value.encode(errors="replace").decode()
 
 
 # Kubernetes tells the containers of a namespace about each Service in it, and ours is called immich-vitals.

@@ -8,12 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
-from immich_vitals.config import load
+from immich_vitals.config import ConfigError, load
 from immich_vitals.sources.docker import container_facts, event_of, usage_facts
 from immich_vitals.sources.docker_components import Matching, component_of
 from immich_vitals.sources.docker_immich import media_location, media_mounted, version_of
 from support.fake_docker import FakeDocker
-from support.fuzz import JSON, collected, fuzzed, like, told
+from support.fuzz import JSON, collected, fuzzed, like, seldom, told
 from support.golden import ROOT
 
 HEALTHY = ROOT / "container" / "healthy"
@@ -71,6 +71,25 @@ def test_collectors(fake: FakeDocker, listed: object, inspected: object, stats: 
         finally:
             collector.close()
             fake.requests.clear()
+
+
+@seldom
+@given(st.text(st.characters(exclude_characters="\0/"), min_size=1, max_size=12))
+@example("a b")
+@example("%zz")
+@example("[fe80::1%eth0]")
+@example("\x7f")
+def test_any_address(host: str) -> None:
+    """An address of another machine is taken, or told to be none; nobody is there."""
+    try:
+        config = load({"DOCKER_HOST": f"tcp://{host}.invalid:1"})
+    except ConfigError as error:
+        assert {mistake.setting for mistake in error.mistakes} == {"DOCKER_HOST"}
+        return
+    collector = ContainerCollector.from_config(config)
+    assert collector is not None
+    assert collected(collector) is None
+    collector.close()
 
 
 @fuzzed

@@ -110,6 +110,8 @@ def _taken_or_told(environ: dict[str, str]) -> None:
         assert str(error).encode(errors="backslashreplace")
         return
     assert SECRET not in repr(settings)
+    for found in (settings.postgres, settings.redis):
+        assert found is None or found.password is None or found.password.value.encode(), "no server can be told this"
 
 
 @pytest.fixture(scope="module")

@@ -105,9 +105,12 @@ class Connection:
             return UnixPool(self._socket)
         (host, port), _ = _server(self._address)
         scheme = urlsplit(self._address).scheme
-        if scheme == "http" or (scheme == "tcp" and self._certificates is None):
-            return TcpPool(host, port, maxsize=POOL_SIZE)
-        return TlsPool(host, port, maxsize=POOL_SIZE, **(_tls(self._certificates) if self._certificates else {}))
+        try:
+            if scheme == "http" or (scheme == "tcp" and self._certificates is None):
+                return TcpPool(host, port, maxsize=POOL_SIZE)
+            return TlsPool(host, port, maxsize=POOL_SIZE, **(_tls(self._certificates) if self._certificates else {}))
+        except urllib3.exceptions.LocationValueError:
+            raise _no_address() from None
 
     def _open(self, path: str, params: Params | None, deadline: Deadline) -> urllib3.BaseHTTPResponse:
         """The beginning of the answer, asked for in a version of the API that the daemon speaks."""
@@ -212,11 +215,15 @@ def _server(address: str) -> tuple[tuple[str, int], str]:
     except ValueError:
         port = None
     if not port or parts.query or parts.fragment or parts.username:
-        raise Unavailable(
-            "the address in DOCKER_HOST is none of a Docker API: it has no port, or more than host and port",
-            mend="write DOCKER_HOST as unix:///path or tcp://host:port",
-        )
+        raise _no_address()
     return (host, port), parts.path.rstrip("/")
+
+
+def _no_address() -> Unavailable:
+    return Unavailable(
+        "the address in DOCKER_HOST is none of a Docker API: it has no port, or more than host and port",
+        mend="write DOCKER_HOST as unix:///path or tcp://host:port",
+    )
 
 
 def _tls(folder: Path) -> dict[str, Any]:

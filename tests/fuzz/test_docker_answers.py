@@ -13,7 +13,7 @@ from immich_vitals.sources.docker import container_facts, event_of, usage_facts
 from immich_vitals.sources.docker_components import Matching, component_of
 from immich_vitals.sources.docker_immich import media_location, media_mounted, version_of
 from support.fake_docker import FakeDocker
-from support.fuzz import JSON, collected, fuzzed, like, seldom, told
+from support.fuzz import JSON, all_collected, collected, fuzzed, like, seldom, told
 from support.golden import ROOT
 
 HEALTHY = ROOT / "container" / "healthy"
@@ -62,15 +62,8 @@ def test_collectors(fake: FakeDocker, listed: object, inspected: object, stats: 
         if isinstance(each, dict) and isinstance(each.get("Id"), str):
             fake.bodies[f"/containers/{each['Id']}/json"] = _bytes(inspected)
             fake.bodies[f"/containers/{each['Id']}/stats"] = _bytes(stats)
-    config = load({"DOCKER_HOST": fake.host})
-    for kind in (ContainerCollector, ContainerUsageCollector):
-        collector = kind.from_config(config)
-        assert collector is not None
-        try:
-            collected(collector)
-        finally:
-            collector.close()
-            fake.requests.clear()
+    all_collected(load({"DOCKER_HOST": fake.host}), ContainerCollector, ContainerUsageCollector)
+    fake.requests.clear()
 
 
 @seldom

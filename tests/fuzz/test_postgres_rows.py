@@ -1,14 +1,11 @@
 """What answers as Postgres may say anything: a collector tells what it can, or why it cannot."""
 
 from collections.abc import Iterator
-from datetime import datetime
-from decimal import Decimal
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from immich_vitals.collector import Collector
 from immich_vitals.collectors.backup import BackupCollector
 from immich_vitals.collectors.library import LibraryCollector
 from immich_vitals.collectors.postgres import PostgresCollector, postgres_samples
@@ -21,14 +18,13 @@ from immich_vitals.sources.immich_schema import schema_from
 from immich_vitals.sources.postgres_facts import facts_from
 from immich_vitals.sources.versions import Release
 from immich_vitals.sources.versions import shown as version_shown
-from support.fuzz import LEAVES, WORDS, collected, fuzzed, seldom, shown, told
+from support.fuzz import WORDS, all_collected, fuzzed, seldom, shown, told
 
 DATABASE = "fuzz"
 # What psycopg makes of the types that the queries ask for; the first of each pair is the usual one.
 TEXT = st.none() | WORDS
 WHOLE = st.none() | st.integers(-(2**63), 2**63 - 1)
 FLOAT = st.none() | st.floats()
-ANY = st.one_of(LEAVES, st.just(Decimal("NaN")), st.just(datetime.max))
 SERVER = st.tuples(TEXT, TEXT, FLOAT, FLOAT, st.none() | st.booleans(), WHOLE, TEXT, FLOAT, WHOLE, WHOLE, FLOAT, WHOLE)
 STATES = st.sampled_from((None, "active", "idle", "idle in transaction", "fastpath function call", "new in 19"))
 SETTINGS = st.sampled_from(("fsync", "full_page_writes", "default_transaction_read_only")) | WORDS
@@ -132,14 +128,7 @@ def test_moments_of_the_database(server: Postgres, added: str, changed: str, ver
     config = load(
         {"DB_URL": f"postgresql://postgres@127.0.0.1:{server.port}/{DATABASE}", "IMMICH_MEDIA_LOCATION": "/tmp"}
     )
-    kinds: tuple[type[Collector], ...] = (LibraryCollector, VersionCollector, BackupCollector)
-    for kind in kinds:
-        collector = kind.from_config(config)
-        assert collector is not None
-        try:
-            collected(collector)
-        finally:
-            collector.close()
+    all_collected(config, LibraryCollector, VersionCollector, BackupCollector)
 
 
 @fuzzed

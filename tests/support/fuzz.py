@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from immich_vitals.collector import Collector, CollectorFailure, Context, Deadline, SystemClock
+from immich_vitals.config import Config
 from immich_vitals.metrics import Sample
 from immich_vitals.runner import _checked
 from immich_vitals.server import exposition
@@ -80,6 +81,17 @@ def collected(collector: Collector, seconds: float = 10.0) -> tuple[Sample, ...]
     """What the runner would show, or None where the collector fails as it may; anything else is a bug."""
     context = Context(Deadline.after(seconds), SystemClock())
     return told(lambda: shown(collector, collector.collect(context)))
+
+
+def all_collected(config: Config, *kinds: type[Collector]) -> None:
+    """The same of new collectors of these kinds, each of which the settings switch on."""
+    for kind in kinds:
+        collector = kind.from_config(config)
+        assert collector is not None
+        try:
+            collected(collector)
+        finally:
+            collector.close()
 
 
 def shown(collector: Collector | type[Collector], samples: Iterable[Sample]) -> tuple[Sample, ...]:

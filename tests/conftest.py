@@ -14,6 +14,7 @@ from support.stand_in import StandIn, standing_in
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite expected.prom of the golden cases")
+    parser.addoption("--drills-report", action="store_true", help="write docs/drills.md when all drills have run")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,19 +1,20 @@
 """All drills by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from drills import access, backups, learning, postgres, queues, quiet, redis, services, storage, upgrades
 from drills.drill import Drill
 
-DRILLS: Mapping[str, Drill] = {
-    **services.DRILLS,
-    **storage.DRILLS,
-    **postgres.DRILLS,
-    **redis.DRILLS,
-    **queues.DRILLS,
-    **access.DRILLS,
-    **learning.DRILLS,
-    **backups.DRILLS,
-    **upgrades.DRILLS,
-    **quiet.DRILLS,
-}
+GROUPS: Sequence[tuple[str, Mapping[str, Drill]]] = (
+    ("Containers", services.DRILLS),
+    ("Disks and folders", storage.DRILLS),
+    ("Postgres", postgres.DRILLS),
+    ("Redis", redis.DRILLS),
+    ("Queues", queues.DRILLS),
+    ("Proxy, certificates, server", access.DRILLS),
+    ("Machine learning", learning.DRILLS),
+    ("Dumps", backups.DRILLS),
+    ("Upgrades", upgrades.DRILLS),
+    ("What must stay quiet", quiet.DRILLS),
+)
+DRILLS: Mapping[str, Drill] = {name: drill for _, group in GROUPS for name, drill in group.items()}

@@ -1,12 +1,17 @@
 """What a drill is: a fault that is really brought about on a machine with Immich, and what is told of it."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from support.machine import Machine
 
 Injection = Callable[[Machine], AbstractContextManager[None]]
+
+
+def as_it_is(machine: Machine) -> AbstractContextManager[None]:
+    """The machine as all are."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +20,8 @@ class Drill:
 
     `told` is all that may be notified, the first thing first; empty for a drill that must stay quiet. `inhibited` must
     fire, and may not be told. `changes`: there may be other assets or files afterwards. `host`: it shows on the whole
-    machine, so no other machine may watch that beside it.
+    machine, so no other machine may watch that beside it. `prepare` makes the machine another one on entering, which
+    must be calm as well, and on leaving what it was.
     """
 
     about: str
@@ -24,3 +30,4 @@ class Drill:
     inhibited: tuple[str, ...] = ()
     changes: bool = False
     host: bool = False
+    prepare: Injection = as_it_is

@@ -10,6 +10,7 @@ and Docker's data each on a disk of their own, a real ext4. What cannot be pulle
 * The filtering Docker proxy is HAProxy with a shorter configuration (see support/stock.py).
 """
 
+import inspect
 import json
 import os
 import pickle
@@ -514,6 +515,12 @@ def _disk(image: Path, size: int) -> None:
     image.touch()
     os.truncate(image, size)
     _sh("mkfs.ext4", "-q", "-m0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-J", "size=4", image)
+
+
+def described() -> str:
+    """What the machines are made of, for people: the docstring of this module without its first sentence."""
+    told = inspect.cleandoc(__doc__ or "").partition("\n\n")[2]
+    return f"{told}\n"
 
 
 def free_address() -> str:

@@ -1,0 +1,143 @@
+"""docs/drills.md: what each drill showed."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+from drills.catalogue import GROUPS
+from drills.drill import Drill
+from immich_vitals.demo import FAULTS
+from support.inhibition import EXAMPLE
+from support.rulebook import alerts
+
+PAGE = Path(__file__).parents[2] / "docs" / "drills.md"
+RANK = {rule.name: rule.labels["rank"] for rule in alerts()}
+HEARTBEAT = "ImmichVitalsHeartbeat"
+HEAD = """# Drills
+
+Written by `make drills` on {day}; `tests/contract/test_drills_page.py` compares it with the drills.
+
+A drill breaks a whole machine with Immich for real, and waits for what is told of it. It has passed when the machine
+was calm before; when the first notification names the cause; when nothing else is told, though the symptoms fire; when
+nothing that stands above it in the order of causes fired; when all is over once the fault is mended; and when there
+are as many assets and files as before. {count} drills, of which {quiet} must stay quiet: {passed} passed.
+
+Run them with `make drills`, or one with `make drills ARGS="-k redis-stopped"`; they need what `.ci/run` installs, root,
+and {minutes} minutes on two cores. `DRILLS_LANES` is how many machines are broken at the same time.
+
+## What is real, and what stands in
+
+{machine}
+The rules are the shipped ones, and the routes and inhibitions those of `rules/alertmanager.example.yml`; but everything
+waits a sixtieth of what is shipped, within bounds (`tests/support/prometheus.py`), and all that is looked at now and
+then is looked at every few seconds. So "after" is how long it took there, and "shipped" how long the rule and the route
+wait at least as they are shipped.
+"""
+REST = """
+## Alerts that no drill brings about
+
+{told}
+"""
+
+
+@dataclass(slots=True)
+class Result:
+    """What a drill showed. Durations are in seconds; `problem` is what kept it from its end."""
+
+    told: list[str] = field(default_factory=list)
+    heard: list[Mapping[str, str]] = field(default_factory=list)
+    fired: set[str] = field(default_factory=set)
+    first_after: float | None = None
+    mended_after: float | None = None
+    counts: tuple[object, object] | None = None
+    problem: str | None = None
+
+    def why_failed(self, drill: Drill) -> str | None:
+        """What the drill should have shown and did not, or None when it has passed."""
+        if self.problem is not None:
+            return self.problem
+        if self.told != list(drill.told):
+            return f"told {self.told} and not {list(drill.told)}; heard {self.heard}; fired {sorted(self.fired)}"
+        if missing := set(drill.inhibited) - self.fired:
+            return f"{sorted(missing)} did not fire; what fired: {sorted(self.fired)}"
+        if above := [each for each in self.fired if drill.told and RANK[each] < RANK[drill.told[0]]]:
+            return f"{above} fired, before {drill.told[0]} in the order of causes"
+        if self.counts is None or (self.counts[0] != self.counts[1] and not drill.changes):
+            return f"assets and files before and after: {self.counts}"
+        return None
+
+
+def page(results: Mapping[str, Result], machine: str, minutes: float) -> str:
+    """The whole page. `machine` says what the machines are made of."""
+    drills = {name: drill for _, group in GROUPS for name, drill in group.items()}
+    head = HEAD.format(
+        day=date.today(), machine=machine, count=len(drills), quiet=sum(not drill.told for drill in drills.values()),
+        minutes=round(minutes), passed=sum(results[name].why_failed(drill) is None for name, drill in drills.items()),
+    )  # fmt: skip
+    parts = [head]
+    for title, group in GROUPS:
+        parts.append(f"\n## {title}\n\n" + "\n".join(_table(group, results)) + "\n")
+    told = {alert for drill in drills.values() for alert in drill.told}
+    demo = {fault.alert for fault in FAULTS.values()}
+    rest = sorted({rule.name for rule in alerts()} - told - {HEARTBEAT})
+    lines = [f"- {name}" + (" (a fault of `make demo` does)" if name in demo else "") for name in rest]
+    return "".join(parts) + REST.format(told="\n".join(lines))
+
+
+def _table(group: Mapping[str, Drill], results: Mapping[str, Result]) -> Iterator[str]:
+    yield "| Drill | What is done | Told | After | Shipped | Fired and kept quiet | Over after | Verdict |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, drill in group.items():
+        result = results[name]
+        cells = (
+            name, drill.about, ", ".join(map(_linked, result.told)) or "nothing", _seconds(result.first_after),
+            _shipped(result) if drill.told else "", ", ".join(sorted(result.fired - set(result.told))),
+            _seconds(result.mended_after), "passed" if result.why_failed(drill) is None else "FAILED",
+        )  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
+def _linked(alert: str) -> str:
+    return f"[{alert}](runbooks/{alert}.md)"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f} s"
+
+
+def _shipped(result: Result) -> str:
+    """How long the first alert waits as shipped: in its rule, and in its route."""
+    if not result.heard:
+        return ""
+    first = result.heard[0]
+    waits = min(rule.lasts for rule in alerts() if rule.name == first["alertname"])
+    return _length(waits + _group_wait(first.get("severity", "")))
+
+
+def _group_wait(severity: str) -> float:
+    route = yaml.safe_load(EXAMPLE.read_text())["route"]
+    for each in route["routes"]:
+        if each["matchers"] == [f'severity="{severity}"']:
+            return _read(each["group_wait"])
+    return _read(route["group_wait"])
+
+
+def _read(text: str) -> float:
+    found = re.fullmatch(r"(\d+)([smh])", text)
+    assert found, text
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+
+
+def rows(text: str) -> Iterable[Mapping[str, str]]:
+    """The rows of the tables of a page, by their headings."""
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines())
+        yield from (dict(zip(head, line, strict=True)) for line in lines)

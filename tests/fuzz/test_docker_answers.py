@@ -1,15 +1,17 @@
 """What answers as Docker may say anything that JSON can: a collector tells what it can, or why it cannot."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from immich_vitals.collector import Deadline
 from immich_vitals.collectors.container import ContainerCollector, ContainerUsageCollector
 from immich_vitals.config import ConfigError, load
-from immich_vitals.sources.docker import container_facts, event_of, usage_facts
+from immich_vitals.sources.docker import Docker, container_facts, event_of, usage_facts
 from immich_vitals.sources.docker_components import Matching, component_of
 from immich_vitals.sources.docker_immich import media_location, media_mounted, version_of
 from support.fake_docker import FakeDocker
@@ -64,6 +66,35 @@ def test_collectors(fake: FakeDocker, listed: object, inspected: object, stats: 
             fake.bodies[f"/containers/{each['Id']}/stats"] = _bytes(stats)
     all_collected(load({"DOCKER_HOST": fake.host}), ContainerCollector, ContainerUsageCollector)
     fake.requests.clear()
+
+
+@fuzzed
+@given(like({"SecurityOptions": ["name=rootless", "name=seccomp,profile=default"]}))
+def test_info(fake: FakeDocker, raw: object) -> None:
+    fake.bodies["/info"] = _bytes(raw)
+    docker = Docker(fake.host, load({}).docker)
+    assert told(lambda: docker.maps_users(Deadline.after(10))) in (True, False, None)
+    docker.close()
+
+
+LINES = st.one_of(like(EVENT).map(lambda raw: json.dumps(raw).encode()), st.binary(max_size=30))
+
+
+@fuzzed
+@given(st.lists(LINES, max_size=4), st.sampled_from((b"\n", b"\r\n", b"")))
+@example([b"[" * 100_000], b"\n")
+@example([b'{"timeNano": ' + b"9" * 5000 + b"}"], b"\n")
+def test_event_stream(fake: FakeDocker, lines: list[bytes], end: bytes) -> None:
+    """Lines of the stream are events, or something else, or the stream is told to be none."""
+    fake.event_lines = [line + end for line in lines if line + end]  # an empty chunk would end it
+    docker = Docker(fake.host, load({}).docker)
+    stops = iter((False,))
+    events = docker.ends(0.05, time.time)
+
+    told(lambda: list(events.new(lambda: next(stops, True))))
+    assert not events.connected
+    docker.close()
+    fake.drop_streams()
 
 
 @seldom

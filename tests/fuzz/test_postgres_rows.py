@@ -53,7 +53,8 @@ def test_server(
     extensions: list[tuple[object, ...]],
 ) -> None:
     """Rows of the types that the queries give, with any value in them."""
-    facts = facts_from([[server], activity, settings, databases, extensions])
+    ours = [(name, number == 0, *others) for number, (name, _, *others) in enumerate(databases)]  # one is connected to
+    facts = facts_from([[server], activity, settings, ours, extensions])
     shown(PostgresCollector, postgres_samples(facts))
 
 

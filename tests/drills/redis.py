@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from drills.drill import Drill, Injection
-from support.docker_engine import EngineError
 from support.machine import Machine
 
 NAME = "immich_redis"
@@ -21,6 +20,19 @@ LEAK = (
     "        kept[-1].ping()\n"
     "    except redis.RedisError:\n"
     "        time.sleep(0.5)\n"
+)
+
+# Another program's cache, until there is no limit any more.
+CACHE = (
+    "import itertools, redis, time\n"
+    "client = redis.Redis(host='redis', client_name='cache')\n"
+    "for number in itertools.count():\n"
+    "    if int(client.config_get('maxmemory')['maxmemory']) == 0:\n"
+    "        break\n"
+    "    try:\n"
+    "        client.set(f'cache:{number}', 'x' * 1000)\n"
+    "    except redis.exceptions.OutOfMemoryError:\n"
+    "        time.sleep(0.1)\n"
 )
 
 
@@ -40,15 +52,15 @@ def used(machine: Machine) -> int:
     return int(told["used_memory"])
 
 
-def fill(machine: Machine) -> None:
-    """Queue jobs until Redis takes no more, or has had plenty."""
-    with suppress(EngineError):
-        machine.add_job("sidecar", "SidecarCheck", "x" * 1000, 8000)
-
-
-def emptied(machine: Machine) -> None:
-    """Nothing of what filled Redis waits any longer."""
-    machine.wait_for("the jobs are done", lambda: machine.redis("llen", "immich_bull:sidecar:wait") == "0")
+@contextmanager
+def limited(machine: Machine, **wanted: str) -> Iterator[None]:
+    """maxmemory is just above what is used, with these settings, and another program keeps its cache in this Redis."""
+    settings(machine, maxmemory=used(machine) + MIB, **wanted)
+    machine.engine.run("exec", "--detach", "immich_server", "python3", "-c", CACHE)
+    yield
+    settings(machine, maxmemory=0)
+    machine.wait_for("the cache ends", lambda: "name=cache " not in machine.redis("client", "list"))
+    machine.redis("eval", "for _, key in ipairs(redis.call('keys', 'cache:*')) do redis.call('del', key) end", "0")
 
 
 @contextmanager
@@ -70,24 +82,17 @@ def _own(folder: Path, user: int) -> None:
 
 @contextmanager
 def memory_full(machine: Machine) -> Iterator[None]:
-    """maxmemory just above what is used, and many jobs."""
-    settings(machine, maxmemory=used(machine) + MIB)
-    fill(machine)
-    yield
-    settings(machine, maxmemory=0)
-    emptied(machine)
+    with limited(machine):
+        yield
 
 
 @contextmanager
 def evicting(machine: Machine) -> Iterator[None]:
-    """The same with a policy that makes room."""
-    settings(machine, maxmemory=used(machine) + MIB, maxmemory_policy="allkeys-lru")
-    fill(machine)
-    yield
-    settings(machine, maxmemory=0, maxmemory_policy="noeviction")
+    with limited(machine, maxmemory_policy="allkeys-lru"):
+        yield
+    settings(machine, maxmemory_policy="noeviction")
     machine.redis("config", "resetstat")
-    emptied(machine)
-    machine.immich("restart immich-server")  # which makes its queues anew
+    machine.docker("restart immich_server")  # which makes its queues anew
     machine.wait_until_up()
 
 
@@ -175,5 +180,10 @@ DRILLS = {
     "redis-paused": Drill(
         "`docker pause immich_redis`.", paused(NAME), ("ImmichRedisDown",), ("ImmichContainerPaused",)
     ),
-    "redis-password-set": Drill("Redis asks for a password that only it knows.", password_set, ("ImmichRedisDown",)),
+    "redis-password-set": Drill(
+        "Redis asks for a password that only it knows.",
+        password_set,
+        ("ImmichRedisAuthFailing",),
+        ("ImmichRestartLoop",),
+    ),
 }

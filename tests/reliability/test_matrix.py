@@ -15,7 +15,7 @@ from support import docker_engine, fuse
 from support.fault_proxy import Resets
 
 METRICS = {collector.name: {metric.name for metric in collector.metrics} for collector in COLLECTORS}
-FLAPPING_SECONDS = 4.0
+FLAPPING_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,8 @@ def board() -> Board:
             ],
             WORKS,
             "Redis answers, takes writes, saves, and throws no job away. Red: uploads and every page about jobs hang,"
-            " or jobs get lost. Alerts: ImmichRedisDown, ImmichRedisNotWritable, ImmichRedisEvicting.",
+            " or jobs get lost; empty where it rejects our login. Alerts: ImmichRedisDown, ImmichRedisAuthFailing,"
+            " ImmichRedisNotWritable, ImmichRedisEvicting.",
             w=12,
             h=7,
         ),

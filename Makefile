@@ -7,6 +7,7 @@ help:
 	@echo "make demo [FAULT=name]   run the exporter beside an embedded Postgres, Redis and media folder"
 	@echo "make test [ARGS=...]     all tests that this machine has the parts for"
 	@echo "make lint                ruff and mypy"
+	@echo "make drills [ARGS=...]   break machines with Immich for real; writes docs/drills.md"
 	@echo "make bench [ARGS=...]    measure; writes docs/benchmarks.md"
 	@echo "make soak [ARGS=...]     scrape 100,000 times amid faults; writes its part of docs/benchmarks.md"
 	@echo "make docs                write the reference pages, the frame of each runbook, and the dashboards anew"
@@ -39,6 +40,9 @@ lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+drills: .venv/ready
+	@.venv/bin/pytest tests/drills --drills-report $(or $(ARGS),--all-drills)
 
 bench: .venv/ready
 	@.venv/bin/python -m bench $(ARGS)

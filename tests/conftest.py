@@ -14,7 +14,8 @@ from support.stand_in import StandIn, standing_in
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite expected.prom of the golden cases")
-    parser.addoption("--drills-report", action="store_true", help="write docs/drills.md when all drills have run")
+    parser.addoption("--all-drills", action="store_true", help="run every drill, and not those of each kind alone")
+    parser.addoption("--drills-report", action="store_true", help="write what the drills show into docs/drills.md")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -61,7 +61,7 @@ def nothing(machine: Machine) -> Iterator[None]:
 
 
 DRILLS = {
-    "proxy-stopped": Drill("`docker stop nginx`.", proxy_stopped, ("ImmichProxyUnreachable",)),
+    "proxy-stopped": Drill("`docker stop nginx`.", proxy_stopped, ("ImmichContainerStopped",)),
     "proxy-misdirected": Drill(
         "nginx passes requests to a port that nobody listens at (502).",
         proxied(":2283", ":2284"),

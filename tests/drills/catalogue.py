@@ -18,3 +18,19 @@ GROUPS: Sequence[tuple[str, Mapping[str, Drill]]] = (
     ("What must stay quiet", quiet.DRILLS),
 )
 DRILLS: Mapping[str, Drill] = {name: drill for _, group in GROUPS for name, drill in group.items()}
+
+# One of each kind of fault, and of what must stay quiet: what `make test` has time for. `make drills` runs all.
+CORE = (
+    "redis-stopped",
+    "database-stopped",
+    "server-stopped",
+    "machine-learning-out-of-memory",
+    "proxy-misdirected",
+    "certificate-expired",
+    "model-cut-short",
+    "dump-program-missing",
+    "server-older-than-database",
+    "planned-restart",
+    "made-anew",
+    "odd-uploads",
+)

@@ -1,33 +1,37 @@
 """docs/drills.md: what each drill showed."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 import yaml
 
-from drills.catalogue import GROUPS
+from drills.catalogue import DRILLS, GROUPS
 from drills.drill import Drill
 from immich_vitals.demo import FAULTS
 from support.inhibition import EXAMPLE
 from support.rulebook import alerts
 
 PAGE = Path(__file__).parents[2] / "docs" / "drills.md"
+KEPT = Path(__file__).with_name("results.json")
 RANK = {rule.name: rule.labels["rank"] for rule in alerts()}
 HEARTBEAT = "ImmichVitalsHeartbeat"
 HEAD = """# Drills
 
-Written by `make drills` on {day}; `tests/contract/test_drills_page.py` compares it with the drills.
+Written by `make drills`, which keeps what it saw in `tests/drills/results.json`; `tests/contract/test_drills_page.py`
+compares it with the drills.
 
 A drill breaks a whole machine with Immich for real, and waits for what is told of it. It has passed when the machine
 was calm before; when the first notification names the cause; when nothing else is told, though the symptoms fire; when
 nothing that stands above it in the order of causes fired; when all is over once the fault is mended; and when there
 are as many assets and files as before. {count} drills, of which {quiet} must stay quiet: {passed} passed.
 
-Run them with `make drills`, or one with `make drills ARGS="-k redis-stopped"`; they need what `.ci/run` installs, root,
-and {minutes} minutes on two cores. `DRILLS_LANES` is how many machines are broken at the same time.
+Run them with `make drills`, or one with `make drills ARGS="-k redis-stopped"`; they need what `.ci/run` installs, and
+root. `DRILLS_LANES` is how many machines are broken at the same time: five keep two cores busy. `make test` runs one
+of each kind.
 
 ## What is real, and what stands in
 
@@ -55,6 +59,7 @@ class Result:
     mended_after: float | None = None
     counts: tuple[object, object] | None = None
     problem: str | None = None
+    day: str = ""
 
     def why_failed(self, drill: Drill) -> str | None:
         """What the drill should have shown and did not, or None when it has passed."""
@@ -71,12 +76,28 @@ class Result:
         return None
 
 
-def page(results: Mapping[str, Result], machine: str, minutes: float) -> str:
+def note(found: Mapping[str, Result], machine: str) -> None:
+    """Keep what was seen, in the place of what was seen of the same drills before, and write the page anew."""
+    kept = {name: result for name, result in noted().items() if name in DRILLS}
+    for name, result in found.items():
+        kept[name] = replace(result, day=str(date.today()))
+    told = {name: {**asdict(kept[name]), "fired": sorted(kept[name].fired)} for name in sorted(kept)}
+    KEPT.write_text(json.dumps(told, indent=1, default=str) + "\n")
+    PAGE.write_text(page(noted(), machine))
+
+
+def noted() -> dict[str, Result]:
+    """What was seen of each drill when it was run last."""
+    told = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    return {name: Result(**{**each, "fired": set(each["fired"])}) for name, each in told.items()}
+
+
+def page(results: Mapping[str, Result], machine: str) -> str:
     """The whole page. `machine` says what the machines are made of."""
     drills = {name: drill for _, group in GROUPS for name, drill in group.items()}
     head = HEAD.format(
-        day=date.today(), machine=machine, count=len(drills), quiet=sum(not drill.told for drill in drills.values()),
-        minutes=round(minutes), passed=sum(results[name].why_failed(drill) is None for name, drill in drills.items()),
+        machine=machine, count=len(drills), quiet=sum(not drill.told for drill in drills.values()),
+        passed=sum(name in results and results[name].why_failed(drill) is None for name, drill in drills.items()),
     )  # fmt: skip
     parts = [head]
     for title, group in GROUPS:
@@ -89,14 +110,14 @@ def page(results: Mapping[str, Result], machine: str, minutes: float) -> str:
 
 
 def _table(group: Mapping[str, Drill], results: Mapping[str, Result]) -> Iterator[str]:
-    yield "| Drill | What is done | Told | After | Shipped | Fired and kept quiet | Over after | Verdict |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| Drill | What is done | Told | After | Shipped | Fired and kept quiet | Over after | Day | Verdict |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for name, drill in group.items():
-        result = results[name]
+        result = results.get(name) or Result(problem="not run yet")
         cells = (
             name, drill.about, ", ".join(map(_linked, result.told)) or "nothing", _seconds(result.first_after),
             _shipped(result) if drill.told else "", ", ".join(sorted(result.fired - set(result.told))),
-            _seconds(result.mended_after), "passed" if result.why_failed(drill) is None else "FAILED",
+            _seconds(result.mended_after), result.day, "passed" if result.why_failed(drill) is None else "FAILED",
         )  # fmt: skip
         yield f"| {' | '.join(cells)} |"
 

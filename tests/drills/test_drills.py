@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from drills import report
 from drills.catalogue import DRILLS
 from drills.drill import Drill
-from drills.report import HEARTBEAT, PAGE, Result, page
+from drills.report import HEARTBEAT, Result
 from support import alertmanager, docker_engine, images
 from support.alertmanager import Alertmanager, Webhook
 from support.inhibition import EXAMPLE
@@ -151,7 +152,6 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("drills")
     wanted = [name for name in DRILLS if any(f"[{name}]" in item.name for item in request.session.items)]
     found: dict[str, Result] = {}
-    began = time.monotonic()
     with ExitStack() as ends:
         shared = _shared(ends)
         lanes = [Lane(ends, shared, host=number == 0) for number in range(min(LANES, len(wanted)))]
@@ -168,9 +168,8 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         with ThreadPoolExecutor(len(lanes)) as pool:
             for lane in lanes:
                 pool.submit(_work, lane, [own, common] if lane.host else [common], found, watch)
-        if request.config.getoption("--drills-report") and len(wanted) == len(DRILLS):
-            minutes = (time.monotonic() - began) / 60
-            PAGE.write_text(page(found, described(), minutes))
+        if request.config.getoption("--drills-report"):
+            report.note(found, described())
         yield found
 
 

@@ -41,7 +41,7 @@ from immich_vitals.demo.web import Immich, ImmichHandler
 from immich_vitals.demo.worker import Duty, serve
 
 VERSION = os.environ.get("IMMICH_VERSION", "v2.7.5").removeprefix("v")
-MEDIA = Path("/data")
+MEDIA = Path(os.environ.get("IMMICH_MEDIA_LOCATION", "/data"))
 FOLDERS = ("upload", "library", "thumbs", "encoded-video", "profile", "backups")
 LEARNING = "http://immich-machine-learning:3003"
 PG_BIN = Path("/usr/lib/postgresql/17/bin")
@@ -183,6 +183,25 @@ def check_mounts(connection: Connection) -> None:
     nest("LOG", "Microservices:StorageService", "Successfully verified system mount folder checks")
 
 
+def move_paths(connection: Connection) -> None:
+    """Where the media folder has another name than at the last start, every path in the database gets it, too."""
+    row = connection.execute("SELECT value ->> 'location' FROM system_metadata WHERE key = 'MediaLocation'").fetchone()
+    before = str(row[0]) if row else str(MEDIA)
+    if before == str(MEDIA):
+        return
+    said = f"Detected a change to media location, performing an automatic migration of file paths from {before}"
+    nest("WARN", "Microservices:StorageService", f"{said} to {MEDIA}, this may take awhile")
+    with connection.transaction():
+        for table, column in (("asset", '"originalPath"'), ("asset_file", "path"), ("person", '"thumbnailPath"'),
+                              ("user", '"profileImagePath"')):  # fmt: skip
+            connection.execute(
+                f'UPDATE "{table}" SET {column} = %s || substr({column}, %s) WHERE {column} LIKE %s',  # type: ignore[arg-type]
+                (str(MEDIA), len(before) + 1, f"{before}/%"),
+            )
+        place = json.dumps({"location": str(MEDIA)})
+        connection.execute("UPDATE system_metadata SET value = %s WHERE key = 'MediaLocation'", (place,))
+
+
 def overwrite(marker: Path) -> None:
     with marker.open("r+") as file:
         file.write(str(milliseconds()))
@@ -322,6 +341,7 @@ class Handlers(Duty):
     def __init__(self) -> None:
         self._jobs: Mapping[str, Callable[[Connection, str], None]] = {
             "AssetGenerateThumbnails": self.thumbnails, "AssetExtractMetadata": self.metadata,
+            "AssetGenerateThumbnailsQueueAll": self.missing_thumbnails,
             "SmartSearch": self.vectors, "DatabaseBackup": self.dump, "LibrarySyncAssets": self.scan,
         }  # fmt: skip
         self._local = threading.local()
@@ -360,6 +380,17 @@ class Handlers(Duty):
         with suppress(RedisError), queues() as client:
             add_job(client, "thumbnailGeneration", "AssetGenerateThumbnails", asset)
 
+    def missing_thumbnails(self, connection: Connection, asset: str) -> None:
+        """`Missing`: what rows say is missing. Nobody looks at the disk."""
+        rows = connection.execute(
+            "SELECT id::text FROM asset WHERE \"deletedAt\" IS NULL AND visibility <> 'hidden' AND (thumbhash IS NULL"
+            " OR NOT EXISTS (SELECT FROM asset_file WHERE \"assetId\" = asset.id AND type = 'preview')"
+            " OR NOT EXISTS (SELECT FROM asset_file WHERE \"assetId\" = asset.id AND type = 'thumbnail'))"
+        ).fetchall()
+        with queues() as client:
+            for (number,) in rows:
+                add_job(client, "thumbnailGeneration", "AssetGenerateThumbnails", str(number))
+
     def thumbnails(self, connection: Connection, asset: str) -> None:
         row = connection.execute(
             'SELECT "originalPath", "ownerId"::text, type FROM asset WHERE id = %s', (asset,)
@@ -375,7 +406,7 @@ class Handlers(Duty):
             raise JobError("Error: Input file contains unsupported image format") from None
         except OSError as error:
             raise JobError(words_of(error)) from None
-        if not content or original.suffix in (".jpg", ".jpeg") and not content.endswith(b"\xff\xd9"):
+        if not content or (original.suffix in (".jpg", ".jpeg") and not content.endswith(b"\xff\xd9")):
             cut, empty = "VipsJpeg: premature end of JPEG image", "Input file contains unsupported image format"
             raise JobError(f"Error: {cut if content else empty}")
         self._write(connection, asset, "preview", spread("thumbs", owner, asset, "_preview.jpeg"), self._small(content))
@@ -509,6 +540,7 @@ def main() -> None:
     say(f"Initializing Immich v{VERSION}", *(f"Starting {worker} worker" for worker in workers))
     with open_database() as connection:
         check_mounts(connection)
+        move_paths(connection)
         try:
             with queues() as client:
                 create_queues(client)

@@ -170,9 +170,7 @@ DRILLS = {
     "redis-full": Drill("maxmemory is reached, with the policy noeviction.", memory_full, ("ImmichRedisNotWritable",)),
     "redis-policy": Drill("maxmemory-policy is allkeys-lru.", policy_changed, ("ImmichRedisEvicting",)),
     "redis-evicts": Drill("maxmemory is reached, with the policy allkeys-lru.", evicting, ("ImmichRedisEvicting",)),
-    "redis-snapshot-broken": Drill(
-        "Garbage in dump.rdb, and a restart.", snapshot_broken, ("ImmichRedisDown",), ("ImmichRestartLoop",)
-    ),
+    "redis-snapshot-broken": Drill("Garbage in dump.rdb, and a restart.", snapshot_broken, ("ImmichRedisDown",)),
     "redis-connections-used-up": Drill(
         "maxclients is reached.", connections_used_up, ("ImmichRedisRejectingConnections",)
     ),
@@ -184,6 +182,6 @@ DRILLS = {
         "Redis asks for a password that only it knows.",
         password_set,
         ("ImmichRedisAuthFailing",),
-        ("ImmichRestartLoop",),
+        ("ImmichCollectorFailing",),
     ),
 }

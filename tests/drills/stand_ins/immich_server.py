@@ -83,6 +83,9 @@ def words_of(error: psycopg.Error | OSError | RedisError) -> str:
         return f"PostgresError: {said.splitlines()[0]}"
     if re.match(r"(MISCONF|OOM|NOAUTH|WRONGPASS|READONLY|LOADING)", said):
         return f"ReplyError: {said}"
+    if isinstance(error, redis.AuthenticationError):
+        code = "NOAUTH" if "required" in said else "WRONGPASS"
+        return f"ReplyError: {code} {said}"
     if isinstance(error, redis.exceptions.OutOfMemoryError):
         return f"ReplyError: OOM {said}"
     if isinstance(error, redis.ConnectionError):

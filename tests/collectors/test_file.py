@@ -28,6 +28,7 @@ from immich_vitals.sources.file_compare import Server
 from immich_vitals.sources.file_looks import Looker
 from immich_vitals.sources.immich_schema import schema_from, schema_queries
 from immich_vitals.sources.postgres import Database, Hello, Row
+from support import fuse
 from support.clock import FakeClock
 from support.fake_docker import FakeDocker
 from support.golden import cases, check
@@ -479,6 +480,25 @@ def test_a_dead_mount_costs_one_thread_and_heals(photos: PhotoLibrary, postgres1
         until(lambda: looker._last is not None and looker._last.done())
         looker._patience = 5.0
         assert {result for _, result in counted(found.samples())} == {"ok"}
+
+
+def test_a_dead_external_library_holds_nobody_else(photos: PhotoLibrary, postgres18: Postgres, tmp_path: Path) -> None:
+    """While its file system hangs its files are not looked for, and Immich's own are; then it answers, and all are."""
+    if (reason := fuse.why_not()) is not None:
+        pytest.skip(reason)
+    photos.asset(kinds=())
+    photos.asset(kinds=(), external=True)
+    point = tmp_path / "share"
+    with fuse.SlowFolder(photos.external, point) as share:
+        own = {"looker": Looker(patience=0.2), "PATH_MAP": f"/mnt/photos={point}"}
+        with exporter(postgres18, photos, **own) as found:
+            with share.in_trouble(fuse.Trouble(hangs=True)):
+                for _ in range(2):
+                    assert counted(found.samples(after=86400)) == {("original", "ok"): 1, ("external", "unmapped"): 1}
+            (other,) = found.collector._others.values()
+            until(lambda: other._last is not None and other._last.done())
+            other._patience = 5.0
+            assert counted(found.samples(after=86400)) == {("original", "ok"): 1, ("external", "ok"): 1}
 
 
 def until(condition: Callable[[], bool]) -> None:

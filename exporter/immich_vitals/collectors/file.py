@@ -4,13 +4,24 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 from uuid import UUID
 
-from immich_vitals.collector import Clock, Collector, Context, Deadline, Every, Remark, SystemClock, Unavailable
+from immich_vitals.collector import (
+    Clock,
+    Collector,
+    Context,
+    Deadline,
+    Every,
+    Remark,
+    SystemClock,
+    TimedOut,
+    Unavailable,
+)
 from immich_vitals.config import Config, PostgresConfig
 from immich_vitals.metrics import Metric, Sample
 from immich_vitals.settings import OWN
@@ -142,6 +153,7 @@ class FileCollector(Collector):
         self._chance = chance or random.Random()
         self._pause = pause
         self._looker = looker or Looker()
+        self._others: dict[str, Looker] = {}
         self._activity = activity or DiskActivity()
         self._server = Server(config)
         self._comparer = Comparer(self._looker, config.file.rate, self._clock, pause)
@@ -277,7 +289,7 @@ class FileCollector(Collector):
         with self._turn:
             server = self._server.facts(self._clock)
         media = media_map(self._config, self._media, server, assets.stored_location(deadline()))
-        alive = self._alive(media.roots)
+        alive = self._alive(media)
         media = media.settled(alive)
         overview = self._count(assets, media, deadline) if count else Overview(0, {})
         return Disk(media, alive), overview, prefix_counts(overview, media, alive)
@@ -297,10 +309,18 @@ class FileCollector(Collector):
     def _count_due(self, now: float) -> bool:
         return not 0 <= now - self._counted_at < COUNT_AGAIN_SECONDS
 
-    def _alive(self, roots: Sequence[str]) -> Mapping[str, bool]:
-        """Which folders have something in them; one on a disk that sleeps is left alone, and so is what is in it."""
-        awake = [root for root in roots if not self._sleeps(root)]
-        return self._looker.alive(awake)
+    def _alive(self, media: MediaMap) -> Mapping[str, bool]:
+        """Which folders have something in them; one on a disk that sleeps is left alone, and so is what is in it.
+
+        One that is not Immich's own and does not answer counts as empty. Raises `TimedOut` for Immich's own.
+        """
+        own = [root for root in media.own_roots if not self._sleeps(root)]
+        alive = dict(self._looker.alive(own))
+        for root in (root for root in media.roots if root not in media.own_roots):
+            looker = self._others.setdefault(root, self._looker.another())
+            with suppress(TimedOut):
+                alive[root] = not self._sleeps(root, looker) and looker.alive([root])[root]
+        return alive
 
     # -- the audit
 
@@ -340,10 +360,10 @@ class FileCollector(Collector):
             )
         return None
 
-    def _sleeps(self, path: str) -> bool:
+    def _sleeps(self, path: str, looker: Looker | None = None) -> bool:
         if self._config.file.wakes_disks:
             return False
-        return self._activity.asleep(self._looker.device(path), self._clock.monotonic())
+        return self._activity.asleep((looker or self._looker).device(path), self._clock.monotonic())
 
     def _ours(self) -> None:
         if not self._config.file.wakes_disks:

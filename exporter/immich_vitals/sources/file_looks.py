@@ -33,6 +33,10 @@ class Looker:
         self._turn = threading.Lock()
         self._last: Future[object] | None = None
 
+    def another(self) -> "Looker":
+        """One as patient as this, for a folder that may hang without holding what is asked of this one."""
+        return Looker(self._patience)
+
     def alive(self, roots: Sequence[str]) -> Mapping[str, bool]:
         """For each folder, whether something is in it. Raises `TimedOut`."""
         return self._ask(lambda: {root: _has_something(root) for root in roots})

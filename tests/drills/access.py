@@ -39,6 +39,7 @@ def certified(make: Callable[[Machine], None]) -> Injection:
 
 @contextmanager
 def proxy_stopped(machine: Machine) -> Iterator[None]:
+    machine.between_probes()
     machine.docker("stop nginx")
     yield
     machine.docker("start nginx")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from drills.drill import Drill, Injection
 from support.machine import Machine
 
-IMPORTED = 10_000
+IMPORTED = 3_000  # as the rules see it, sixty times as many
 IMPORT_SECONDS = 240.0
 HOUR = 60.0  # with rules that are sixty times as fast
 IMPORT = f"""
@@ -71,7 +71,7 @@ def daemon_restarted(machine: Machine) -> Iterator[None]:
 
 @contextmanager
 def imported(machine: Machine) -> Iterator[None]:
-    """10,000 photos are uploaded, and all that Immich makes of a photo is made."""
+    """Photos are uploaded, and all that Immich makes of a photo is made."""
     machine.engine.run("exec", "immich_server", "python3", "-c", IMPORT, seconds=IMPORT_SECONDS)
     machine.wait_for("all is made of them", lambda: machine.sql(PENDING) == "0", IMPORT_SECONDS)
     yield
@@ -103,7 +103,7 @@ DRILLS = {
     "planned-restart": Drill("`docker compose restart`.", restarted("restart"), ()),
     "made-anew": Drill("`docker compose up -d --force-recreate`.", restarted("up -d --force-recreate"), ()),
     "docker-restarted": Drill("Docker's daemon is restarted, and all containers with it.", daemon_restarted, ()),
-    "import": Drill("10,000 photos are uploaded and processed.", imported, (), changes=True),
+    "import": Drill(f"{IMPORTED:,} photos are uploaded and processed.", imported, (), changes=True),
     "odd-uploads": Drill(
         "Five duplicate uploads, three aborted ones, three wrong passwords, a health check without a user.",
         odd_uploads,

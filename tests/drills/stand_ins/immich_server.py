@@ -360,9 +360,11 @@ class Handlers(Duty):
         handler = self._jobs.get(name)
         if handler is None:
             return
+        connection: Connection | None = getattr(self._local, "connection", None)
         try:
-            with database() as connection:
-                handler(connection, asset)
+            if connection is None or connection.closed:
+                connection = self._local.connection = database()
+            handler(connection, asset)
         except psycopg.OperationalError:
             pass  # the real one's error handler asks the database first, and says nothing
         except psycopg.Error as error:

@@ -16,7 +16,7 @@ import yaml
 
 from drills.drill import Drill, Injection
 from support.docker_engine import EngineError
-from support.machine import MIB, Machine
+from support.machine import MIB, Machine, make_disk
 
 SERVER = "immich_server"
 EXPORTER = "immich-vitals-exporter-1"
@@ -44,11 +44,15 @@ def fill(ballast: Path, *, leave: int = 0) -> None:
 
 
 @contextmanager
-def full(folder: Path) -> Iterator[None]:
-    """Not a block is left on the disk of the folder."""
-    fill(folder / FILLED_WITH)
+def full(folder: Path, then: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Not a block is left on the disk of the folder. Who mends it makes a little room first, then does `then`."""
+    ballast = folder / FILLED_WITH
+    fill(ballast)
     yield
-    (folder / FILLED_WITH).unlink()
+    found = os.statvfs(folder)
+    fill(ballast, leave=found.f_blocks * found.f_frsize * 4 // 100)
+    then()
+    ballast.unlink()
 
 
 @contextmanager
@@ -94,11 +98,22 @@ def asset_of(path: Path) -> str:
 @contextmanager
 def database_disk_full(machine: Machine) -> Iterator[None]:
     """Only the disk of the database is full, and Postgres needs room for its log of writes."""
-    with full(machine.on_disk("postgres")):
+    with full(machine.on_disk("postgres"), lambda: started_again(machine)):
         write_until_it_ends(machine)
         yield
+
+
+def started_again(machine: Machine) -> None:
+    """Postgres, which needs some room to do so."""
     machine.docker("restart immich_postgres")
+    machine.wait_for("Postgres takes writes", lambda: machine.sql("SELECT pg_switch_wal()"))
     machine.wait_until_up()
+
+
+def saved(machine: Machine) -> None:
+    """What Redis keeps, so that it takes writes again."""
+    machine.redis("bgsave")
+    machine.wait_for("Redis saves", lambda: "rdb_last_bgsave_status:ok" in machine.redis("info", "persistence"))
 
 
 def write_until_it_ends(machine: Machine) -> None:
@@ -112,11 +127,9 @@ def write_until_it_ends(machine: Machine) -> None:
 @contextmanager
 def docker_disk_full(machine: Machine) -> Iterator[None]:
     """Only the disk of Docker's data is full, where Redis has its own, too."""
-    with full(machine.engine.folder / "r"):
+    with full(machine.engine.folder / "r", lambda: saved(machine)):
         machine.redis("bgsave")
         yield
-    machine.redis("bgsave")
-    machine.wait_for("Redis saves", lambda: "rdb_last_bgsave_status:ok" in machine.redis("info", "persistence"))
 
 
 @contextmanager
@@ -410,8 +423,133 @@ def half_deleted(machine: Machine) -> Iterator[None]:
     )
 
 
+@contextmanager
+def backups_on_own_disk(machine: Machine) -> Iterator[None]:
+    """The folder of the dumps has a disk of its own, which Immich and the exporter both see."""
+    image, point = machine.engine.folder / "backups.img", machine.on_disk("library") / "backups"
+    machine.docker(f"stop {SERVER} {EXPORTER}")
+    kept = {path.name: path.read_bytes() for path in point.iterdir()}
+    make_disk(image, 8 * MIB)
+    sh("mount", "-o", "loop", image, point)
+    for name, content in kept.items():
+        (point / name).write_bytes(content)
+    machine.docker(f"start {SERVER} {EXPORTER}")
+    machine.wait_until_up()
+    yield
+    machine.docker(f"stop {SERVER} {EXPORTER}")
+    sh("umount", point)
+    image.unlink()
+    machine.docker(f"start {SERVER} {EXPORTER}")
+    machine.wait_until_up()
+
+
+@contextmanager
+def dump_without_room(machine: Machine) -> Iterator[None]:
+    """The disk of the dumps is full when it is time for one. Later there is room again, and the dump is made."""
+    with full(machine.on_disk("library") / "backups", machine.back_up):
+        machine.add_job("backupDatabase", "DatabaseBackup")
+        yield
+
+
+@contextmanager
+def thumbnails_on_unseen_disk(machine: Machine) -> Iterator[None]:
+    """The server alone has the thumbnails on a disk of their own."""
+    image, point = machine.engine.folder / "thumbs.img", machine.on_disk("thumbs-disk")
+    thumbs = machine.on_disk("library") / "thumbs"
+    make_disk(image, 24 * MIB)
+    point.mkdir()
+    sh("mount", "-o", "loop", image, point)
+    sh("cp", "-a", f"{thumbs}/.", point)
+    made_anew(machine, {"immich-server": {"volumes": ["./thumbs-disk:/data/thumbs"]}})
+    machine.wait_until_up()
+    yield
+    made_anew(machine)
+    machine.wait_until_up()
+    sh("umount", point)
+    point.rmdir()
+    image.unlink()
+
+
+@contextmanager
+def unseen_disk_full(machine: Machine) -> Iterator[None]:
+    """That disk is full, and there are new photos."""
+    with full(machine.on_disk("thumbs-disk")):
+        assert machine.upload(PHOTO) == 201
+        yield
+    forget_uploads(machine)
+
+
+@contextmanager
+def everything_on_one_disk(machine: Machine) -> Iterator[None]:
+    """The database lies on the disk of Docker's data, as in a named volume, and so does what Redis keeps."""
+    point, inside = machine.on_disk("postgres"), machine.engine.folder / "r" / "one-disk"
+    machine.docker(f"stop {SERVER} {EXPORTER} immich_postgres")
+    sh("cp", "-a", point, inside)
+    sh("mount", "--bind", inside, point)
+    machine.docker(f"start immich_postgres {SERVER} {EXPORTER}")
+    machine.wait_until_up()
+    yield
+    machine.docker(f"stop {SERVER} {EXPORTER} immich_postgres")
+    sh("umount", point)
+    for each in point.iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    sh("cp", "-a", f"{inside}/.", point)
+    shutil.rmtree(inside)
+    machine.docker(f"start immich_postgres {SERVER} {EXPORTER}")
+    machine.wait_until_up()
+
+
+@contextmanager
+def one_disk_full(machine: Machine) -> Iterator[None]:
+    """It is full: Postgres ends, and Redis cannot save and takes no more writes."""
+
+    def mend() -> None:
+        saved(machine)
+        started_again(machine)
+
+    with full(machine.engine.folder / "r", mend):
+        machine.redis("bgsave")
+        write_until_it_ends(machine)
+        yield
+
+
+@contextmanager
+def rootless(machine: Machine) -> Iterator[None]:
+    """The server is user 1000, whose the folders are."""
+    library = machine.on_disk("library")
+    sh("chown", "-R", "1000:1000", library)
+    made_anew(machine, {"immich-server": {"user": "1000:1000"}})
+    machine.wait_until_up()
+    yield
+    sh("chown", "-R", "0:0", library)
+    made_anew(machine)
+    machine.wait_until_up()
+
+
+def owned_by_root(*, mode: str) -> Injection:
+    """`thumbs` and all in it is root's with these rights, as after a restore, and the server is restarted."""
+
+    @contextmanager
+    def inject(machine: Machine) -> Iterator[None]:
+        thumbs = machine.on_disk("library") / "thumbs"
+        sh("chown", "-R", "0:0", thumbs)
+        thumbs.chmod(int(mode, 8))
+        machine.docker(f"restart {SERVER}")
+        yield
+        thumbs.chmod(0o755)
+        sh("chown", "-R", "1000:1000", thumbs)
+        machine.docker(f"restart {SERVER}")
+        machine.wait_until_up()
+
+    return inject
+
+
 READ_ONLY = differs({"immich-server": {"volumes": ["./library:/data:ro"]}})
 RENAMED = differs({"immich-server": {"volumes": ["./old-disk:/mnt/old-disk-2:ro"]}})
+MEDIA_RENAMED = differs({"immich-server": {"volumes": ["./library:/photos"]}})
+MOVED = differs(
+    {"immich-server": {"volumes": ["./library:/photos"], "environment": {"IMMICH_MEDIA_LOCATION": "/photos"}}}
+)
 
 DRILLS = {
     "media-disk-full": Drill("Disk of the photos: no byte left.", photos_take_no_more(full), ("ImmichDiskFull",)),
@@ -420,6 +558,18 @@ DRILLS = {
     ),
     "database-disk-full": Drill("Disk of the database: no byte left.", database_disk_full, ("ImmichDiskFull",)),
     "docker-disk-full": Drill("Docker's data root: no byte left.", docker_disk_full, ("ImmichDiskFull",)),
+    "one-disk-full": Drill(
+        "One disk for Postgres and Docker's data: no byte left.", one_disk_full, ("ImmichDiskFull",),
+        prepare=everything_on_one_disk,
+    ),
+    "backups-disk-full": Drill(
+        "Disk of the dumps: no byte left, then a dump.", dump_without_room, ("ImmichDiskFull",), changes=True,
+        prepare=backups_on_own_disk,
+    ),
+    "unseen-disk-full": Drill(
+        "A disk that only the server has: no byte left, then an upload.", unseen_disk_full, ("ImmichNoSpaceReported",),
+        prepare=thumbnails_on_unseen_disk,
+    ),
     "media-disk-filling": Drill("Something fills the disk of the photos.", filling, ("ImmichDiskWillFill",)),
     "media-unmounted-until-restart": Drill(
         "Media disk unmounted under the server, which is restarted.", unmounted_until_restart, ("ImmichMarkerMissing",)
@@ -429,8 +579,19 @@ DRILLS = {
         ("ImmichMediaMountMissing",), prepare=photos_mounted_late,
     ),
     "marker-gone": Drill("`rm thumbs/.immich`, restart.", marker_gone, ("ImmichMarkerMissing",)),
-    "restored-too-deep": Drill("The photos in upload/upload.", restored_too_deep, ("ImmichOriginalsMissing",)),
+    # Two are wanted: a folder too much alone can wait, photos that do not open cannot.
+    "restored-too-deep": Drill(
+        "The photos in upload/upload.", restored_too_deep, ("ImmichNestedMedia", "ImmichOriginalsMissing")
+    ),
     "media-read-only-bind": Drill("Media folder bound `:ro` for the server.", READ_ONLY, ("ImmichMediaNotWritable",)),
+    "thumbs-not-writable": Drill(
+        "Rootless; thumbs is root's, restart.", owned_by_root(mode="755"), ("ImmichMediaNotWritable",),
+        prepare=rootless,
+    ),
+    "thumbs-not-readable": Drill(
+        "Rootless; thumbs is root's with 0700, restart.", owned_by_root(mode="700"), ("ImmichMediaNotReadable",),
+        prepare=rootless,
+    ),
     "media-read-only": Drill("`mount -o remount,ro` of the media disk.", read_only, ("ImmichFilesystemReadOnly",)),
     "media-io-errors": Drill("The media disk answers EIO.", broken, ("ImmichStorageIOErrors",)),
     "media-dead": Drill(
@@ -446,11 +607,18 @@ DRILLS = {
         "All thumbnails and previews have 0 bytes.", lost("preview", "thumbnail", emptied=True),
         ("ImmichThumbnailFilesMissing",),
     ),
+    "previews-deleted-then-missing": Drill(
+        "The same, then Missing at Generate Thumbnails.",
+        lost("preview", count=10, then="AssetGenerateThumbnailsQueueAll"), ("ImmichThumbnailFilesMissing",),
+    ),
     "originals-deleted": Drill("`rm` of 3 originals.", lost("original", count=3), ("ImmichOriginalsMissing",)),
     "external-unmounted": Drill(
         "External library unmounted, then a scan.", external_gone, ("ImmichExternalLibraryOffline",),
         prepare=external_mounted_late,
     ),
+    "media-renamed": Drill("The media folder mounted elsewhere.", MEDIA_RENAMED, ("ImmichMarkerMissing",)),
+    # Immich itself writes the new paths into the database.
+    "media-moved": Drill("IMMICH_MEDIA_LOCATION changed with its mount.", MOVED, ()),
     "external-renamed": Drill("External library mounted elsewhere.", RENAMED, ("ImmichMediaPathMoved",)),
     "half-deleted": Drill("120 photos in the trash.", half_deleted, ("ImmichMassDeletion",)),
 }  # fmt: skip

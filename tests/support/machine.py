@@ -57,7 +57,8 @@ DATA = Path("/data")
 OLD_DISK = Path("/mnt/old-disk")
 MIB = 1 << 20
 # The sizes of the disks: small, so that they are full soon. Files in them are sparse.
-DISKS = {"library": 64 * MIB, "postgres": 320 * MIB, "old-disk": 16 * MIB}
+DISKS = {"library": 128 * MIB, "postgres": 640 * MIB, "old-disk": 16 * MIB}
+FILES = 8192
 DOCKER_BYTES = 2048 * MIB
 PATIENCE = 90.0
 T = TypeVar("T")
@@ -413,7 +414,7 @@ class Machine:
         _sh("mount", "--make-private", folder)
         _sh("mount", "--make-shared", folder)
         for name, size in DISKS.items():
-            _disk(self.engine.folder / f"{name}.img", size)
+            make_disk(self.engine.folder / f"{name}.img", size, files=size // 4096)
             self.mount(name)
         (folder / "postgres" / "lost+found").rmdir()
         os.chown(folder / "postgres", POSTGRES_USER, POSTGRES_USER)
@@ -505,16 +506,20 @@ class _EngineOnDisk(Engine):
         super().__init__(networks=True)
 
     def __enter__(self) -> Self:
-        _disk(self.folder / "docker.img", DOCKER_BYTES)
+        make_disk(self.folder / "docker.img", DOCKER_BYTES, files=65536)
         (self.folder / "r").mkdir()
         _sh("mount", "-o", "loop", self.folder / "docker.img", self.folder / "r")
         return super().__enter__()
 
 
-def _disk(image: Path, size: int) -> None:
+def make_disk(image: Path, size: int, *, files: int = FILES) -> None:
+    """An ext4 for so many files, without room that only root may use."""
     image.touch()
     os.truncate(image, size)
-    _sh("mkfs.ext4", "-q", "-m0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-J", "size=4", image)
+    _sh(
+        "mkfs.ext4", "-q", "-m0", "-N", files, "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-J", "size=4",
+        image,
+    )  # fmt: skip
 
 
 def described() -> str:

@@ -81,7 +81,6 @@ DRILLS = {
         "`docker stop immich_server`.",
         stopped("immich_server"),
         ("ImmichContainerStopped",),
-        ("ImmichServerUnreachable", "ImmichImageLoadFailing"),
     ),
     "machine-learning-stopped": Drill(
         "`docker stop immich_machine_learning`.",
@@ -89,26 +88,21 @@ DRILLS = {
         ("ImmichContainerStopped",),
         ("ImmichMachineLearningUnreachable",),
     ),
-    "server-removed": Drill(
-        "The server's container is removed.", removed, ("ImmichServiceMissing",), ("ImmichServerUnreachable",)
-    ),
+    "server-removed": Drill("The server's container is removed.", removed, ("ImmichServiceMissing",)),
     "server-paused": Drill(
         "`docker pause immich_server`.",
         done("pause immich_server", "unpause immich_server"),
         ("ImmichContainerPaused",),
-        ("ImmichServerUnreachable",),
     ),
     "server-crashes": Drill(
         "The server ends with code 1 a second after each start.",
         runs(SERVER, "sleep 1; exit 1"),
         ("ImmichRestartLoop",),
-        ("ImmichServerUnreachable",),
     ),
     "server-gives-up": Drill(
         "The server ends with code 1, and nothing restarts it.",
         runs(SERVER, "sleep 2; exit 1", restart="no"),
         ("ImmichContainerDown",),
-        ("ImmichServerUnreachable",),
     ),
     "redis-cannot-start": Drill(
         "The container of Redis names a device that is not there, and cannot start.",

@@ -83,8 +83,7 @@ class Engine:
         self._stop_daemon()
         self._end_what_is_left()
         if self._namespace is not None:
-            self._namespace.kill()
-            self._namespace.wait()
+            self._namespace.communicate()  # closes what it reads, at which it ends
             self._namespace = None
 
     def restart(self) -> None:

@@ -48,9 +48,10 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
 class Follower:
     """A collector that follows as the runner has it do, in a hurry."""
 
-    def __init__(self, engine: Engine, state: Path | None, quiet: float) -> None:
+    def __init__(self, engine: Engine, state: Path | None, quiet: float, list_seconds: float) -> None:
         self._engine = engine
         self._quiet = quiet
+        self._list_seconds = list_seconds
         self._state = State(state, "log")
         self.start()
 
@@ -62,7 +63,7 @@ class Follower:
             Matching.of(config),
             counts,
             Budget(1.0),
-            list_seconds=0.1,
+            list_seconds=self._list_seconds,
             quiet=self._quiet,
         )
         self.collector = LogCollector(counts, [self.source], self._state)
@@ -111,8 +112,8 @@ def follower(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         monkeypatch.setattr(docker_logs, f"{name}_SECONDS", seconds)
     made: list[Follower] = []
 
-    def make(state: Path | None = None, quiet: float = 1.0) -> Follower:
-        made.append(Follower(engine, state, quiet))
+    def make(state: Path | None = None, quiet: float = 1.0, list_seconds: float = 0.1) -> Follower:
+        made.append(Follower(engine, state, quiet, list_seconds))
         return made[-1]
 
     yield make
@@ -178,6 +179,16 @@ def test_crash_loop_and_re_creation(engine: Engine, follower: Callable[..., Foll
     engine.start_container("immich_server", command="for n in 1 2 3 4; do echo $n; done")
     following.until(lambda: following.lines("server") == 3 * runs + 4, "the lines of the second container")
     following.until_up("server")
+
+
+def test_a_container_is_looked_for_where_one_ended(engine: Engine, follower: Callable[..., Follower]) -> None:
+    """One that takes the place of another is followed soon, and not at the next look at all containers."""
+    engine.start_container("immich_server")
+    following = follower(quiet=600.0, list_seconds=3600.0)
+    following.until_up("server")
+    engine.run("rm", "-f", "immich_server")
+    engine.start_container("immich_server", command="echo one; exec sleep 1000")
+    following.until(lambda: following.lines("server") == 1, "the line of the new container")
 
 
 def test_rotation_by_the_engine(engine: Engine, follower: Callable[..., Follower]) -> None:

@@ -326,15 +326,19 @@ class DockerLogs:
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Follow until `stop()`."""
-        due = 0.0
+        due, pause = 0.0, self._list_seconds
         try:
             while not stop():
                 self._woken.clear()
                 if self._clock.monotonic() >= due:
                     self._find(Deadline.after(CONNECT_SECONDS, self._clock))
-                    due = self._clock.monotonic() + self._list_seconds
+                    due = self._clock.monotonic() + pause
+                    pause = min(2 * pause, self._list_seconds)
                 moments = [stream.keep_going(stop, self._woken.set) for stream in self._streams.values()]
-                self._woken.wait(max(0.0, min([due, *moments]) - self._clock.monotonic()))
+                if self._woken.wait(max(0.0, min([due, *moments]) - self._clock.monotonic())):
+                    # An answer has ended: most often with its container, and another one will take its place soon.
+                    pause = min(AGAIN_SECONDS, self._list_seconds)
+                    due = min(due, self._clock.monotonic() + pause)
         finally:
             for stream in self._streams.values():
                 stream.cut()

@@ -16,6 +16,10 @@ from support.server import Server
 
 DURATION = re.compile(r"(?<=\[)\w+(?=\])|(?<=\[)\w+(?=:)|(?<=offset )\w+")
 AGE = re.compile(r"(?P<said>time\(\)[^<>]*[<>]=? (?:bool )?)(?P<seconds>\d+(?: \* \d+)*)\b")
+# What follows the window of a counter of which so many are wanted.
+WANTED = re.compile(r"\]\s*\)\s*\)?\s*>= (\d+)\b")
+EVENT_SECONDS = 8.0
+"""Of one kind, the log gives one event in 5 s, be there a hundred lines: so much room has each that is wanted."""
 SYMPTOMS = 14.0
 """Twice what the longest `for` is made into: by then every symptom would have been told."""
 
@@ -46,13 +50,18 @@ def _window(told: float) -> float:
     return min(max(told / 60, 6.0), 45.0)
 
 
+def _range(found: re.Match[str]) -> float:
+    wanted = WANTED.match(found.string, found.end())
+    return max(_window(seconds(found[0])), int(wanted[1]) * EVENT_SECONDS if wanted else 0.0)
+
+
 def _hurried(text: str) -> str:
     read = yaml.safe_load(text)
     for rule in (rule for group in read["groups"] for rule in group["rules"]):
         for key, hurried in (("for", _lasts), ("keep_firing_for", _keeps)):
             if key in rule:
                 rule[key] = f"{hurried(seconds(rule[key])) * 1000:.0f}ms"
-        expr = DURATION.sub(lambda found: f"{_window(seconds(found[0])) * 1000:.0f}ms", rule["expr"])
+        expr = DURATION.sub(lambda found: f"{_range(found) * 1000:.0f}ms", rule["expr"])
         rule["expr"] = AGE.sub(lambda found: f"{found['said']}{_window(_product(found['seconds'])):g}", expr)
     return yaml.safe_dump(read, sort_keys=False)
 

@@ -27,11 +27,11 @@ SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 FILLED_WITH = "ballast"
 
 
-def fill(ballast: Path, *, leave: int = 0) -> None:
-    """A file that takes all room of its disk but so many bytes."""
+def fill(ballast: Path, *, leave: float = 0.0) -> None:
+    """A file that takes all room of its disk but such a part of it."""
     with ballast.open("wb") as file:
         room = os.statvfs(file.fileno())
-        left, step, size = room.f_bavail * room.f_frsize - leave, 64 * MIB, 0
+        left, step, size = int((room.f_bavail - leave * room.f_blocks) * room.f_frsize), 64 * MIB, 0
         while step >= BLOCK and (not leave or left > 0):
             try:
                 os.posix_fallocate(file.fileno(), size, min(step, left) if leave else step)
@@ -49,8 +49,7 @@ def full(folder: Path, then: Callable[[], object] = lambda: None) -> Iterator[No
     ballast = folder / FILLED_WITH
     fill(ballast)
     yield
-    found = os.statvfs(folder)
-    fill(ballast, leave=found.f_blocks * found.f_frsize * 4 // 100)
+    fill(ballast, leave=0.04)
     then()
     ballast.unlink()
 
@@ -134,9 +133,9 @@ def docker_disk_full(machine: Machine) -> Iterator[None]:
 
 @contextmanager
 def filling(machine: Machine) -> Iterator[None]:
-    """The disk of the photos has a fifth left, and something writes and writes."""
+    """The disk of the photos has less than a fifth left, and something writes and writes."""
     library = machine.on_disk("library")
-    fill(library / FILLED_WITH, leave=11 * MIB)
+    fill(library / FILLED_WITH, leave=0.15)
     ended = threading.Event()
 
     def write() -> None:
@@ -291,10 +290,13 @@ def broken(machine: Machine) -> Iterator[None]:
     os.close(handle)
     assert machine.upload(PHOTO) == 500
     yield
-    machine.docker(f"stop {SERVER} {EXPORTER}")
+    machine.docker(f"stop {SERVER}")
+    # Only for a moment, since nobody watches meanwhile; but it holds on to the broken file system, too.
+    machine.docker(f"kill {EXPORTER}")
     machine.unmount("library")
     machine.mount("library")
-    machine.docker(f"start {SERVER} {EXPORTER}")
+    machine.docker(f"start {EXPORTER}")
+    machine.docker(f"start {SERVER}")
     machine.wait_until_up()
 
 
@@ -428,7 +430,7 @@ def backups_on_own_disk(machine: Machine) -> Iterator[None]:
     """The folder of the dumps has a disk of its own, which Immich and the exporter both see."""
     image, point = machine.engine.folder / "backups.img", machine.on_disk("library") / "backups"
     machine.docker(f"stop {SERVER} {EXPORTER}")
-    kept = {path.name: path.read_bytes() for path in point.iterdir()}
+    kept = {path.name: path.read_bytes() for path in point.iterdir() if path.is_file()}
     make_disk(image, 8 * MIB)
     sh("mount", "-o", "loop", image, point)
     for name, content in kept.items():

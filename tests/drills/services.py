@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from drills.drill import Drill, Injection
-from support.machine import Machine
+from support.machine import RESET, Machine
 
 SERVER, LEARNING = "immich-server", "immich-machine-learning"
 
@@ -40,7 +40,7 @@ def changed(service: str, change: Mapping[str, object]) -> Injection:
 
 def runs(service: str, script: str, **more: object) -> Injection:
     """The container runs this in place of its program."""
-    return changed(service, {"entrypoint": ["/bin/sh", "-c", script], **more})
+    return changed(service, {"entrypoint": ["/bin/sh", "-c", script.replace("$", "$$")], **more})
 
 
 @contextmanager
@@ -117,7 +117,7 @@ DRILLS = {
     ),
     "photos-inside": Drill(
         "The server is made anew without the mount of the photos.",
-        changed(SERVER, {"volumes": "!reset"}),
+        changed(SERVER, {"volumes": RESET}),
         ("ImmichMediaNotMounted",),
     ),
     "machine-learning-out-of-memory": Drill(
@@ -130,7 +130,7 @@ DRILLS = {
         "Machine learning ends with an illegal instruction, as on an old CPU.",
         runs(LEARNING, "sleep 1; sh -c 'kill -ILL $$'; exit $?"),
         ("ImmichIllegalInstruction",),
-        ("ImmichMachineLearningUnreachable",),
+        ("ImmichRestartLoop",),
     ),
     "exporter-stopped": Drill("The exporter itself is stopped.", vitals_stopped, ("ImmichExporterDown",)),
     "docker-out-of-reach": Drill(

@@ -7,6 +7,7 @@ time is waiting. The rules are the shipped ones with shorter durations.
 import os
 import queue
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,9 @@ MENDED = 150.0
 pytestmark = pytest.mark.docker
 
 
+Seen = Callable[[str, Result], None]
+
+
 class Lane:
     """A machine that is broken in one way after the other."""
 
@@ -43,18 +47,19 @@ class Lane:
         self.instance = f"{self.address}:12283"
         self._machine: Machine | None = None
 
-    def run(self, drills: "queue.Queue[str]", results: dict[str, Result], watch: "Watch") -> None:
+    def run(self, drills: "queue.Queue[str]", seen: Seen, watch: "Watch") -> None:
         while True:
             try:
                 name = drills.get_nowait()
             except queue.Empty:
                 return
-            result = results[name] = Result()
+            result = Result()
             try:
                 self._drill(DRILLS[name], result, watch)
             except Exception:
                 result.problem = traceback.format_exc()
                 self.give_up()
+            seen(name, result)
 
     def start(self) -> Machine:
         if self._machine is None:
@@ -152,6 +157,15 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("drills")
     wanted = [name for name in DRILLS if any(f"[{name}]" in item.name for item in request.session.items)]
     found: dict[str, Result] = {}
+    lock = threading.Lock()
+
+    def seen(name: str, result: Result) -> None:
+        """Noted at once: it takes long until all have run."""
+        with lock:
+            found[name] = result
+            if request.config.getoption("--drills-report"):
+                report.note({name: result}, described())
+
     with ExitStack() as ends:
         shared = _shared(ends)
         lanes = [Lane(ends, shared, host=number == 0) for number in range(min(LANES, len(wanted)))]
@@ -167,15 +181,13 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             (own if DRILLS[name].host else common).put(name)
         with ThreadPoolExecutor(len(lanes)) as pool:
             for lane in lanes:
-                pool.submit(_work, lane, [own, common] if lane.host else [common], found, watch)
-        if request.config.getoption("--drills-report"):
-            report.note(found, described())
+                pool.submit(_work, lane, [own, common] if lane.host else [common], seen, watch)
         yield found
 
 
-def _work(lane: Lane, drills: "list[queue.Queue[str]]", found: dict[str, Result], watch: Watch) -> None:
+def _work(lane: Lane, drills: "list[queue.Queue[str]]", seen: Seen, watch: Watch) -> None:
     for each in drills:
-        lane.run(each, found, watch)
+        lane.run(each, seen, watch)
 
 
 def _shared(ends: ExitStack) -> Shared:

@@ -398,7 +398,7 @@ class Runner:
             if isinstance(trigger, Every):
                 pause = trigger.interval(outcome.duration)
                 if not outcome.ok:
-                    retry = Every(RETRY_SECONDS, trigger.stretch and outcome.asked)
+                    retry = Every(min(RETRY_SECONDS, trigger.seconds), trigger.stretch and outcome.asked)
                     pause = min(pause, retry.interval(outcome.duration))
                 watched.due = self._clock.monotonic() + pause
             broken_since = watched.broken_since

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from drills.catalogue import DRILLS, GROUPS
+from drills.catalogue import DRILLS, GROUPS, PENDING
 from drills.drill import Drill
 from immich_vitals.demo import FAULTS
 from support.inhibition import EXAMPLE
@@ -40,6 +40,14 @@ The rules are the shipped ones, and the routes and inhibitions those of `rules/a
 waits a sixtieth of what is shipped, within bounds (`tests/support/prometheus.py`), and all that is looked at now and
 then is looked at every few seconds. So "after" is how long it took there, and "shipped" how long the rule and the route
 wait at least as they are shipped.
+"""
+PENDING_HEAD = """
+## Not passed yet
+
+What these break is there, and is run; what is told is not yet what should be, or depends on the load of the machine.
+
+| Drill | What is done | What is missing |
+|---|---|---|
 """
 REST = """
 ## Alerts that no drill brings about
@@ -94,7 +102,7 @@ def noted() -> dict[str, Result]:
 
 def page(results: Mapping[str, Result], machine: str) -> str:
     """The whole page. `machine` says what the machines are made of."""
-    drills = {name: drill for _, group in GROUPS for name, drill in group.items()}
+    drills = {name: drill for name, drill in DRILLS.items() if name not in PENDING}
     head = HEAD.format(
         machine=machine, count=len(drills), quiet=sum(not drill.told for drill in drills.values()),
         passed=sum(name in results and results[name].why_failed(drill) is None for name, drill in drills.items()),
@@ -102,6 +110,9 @@ def page(results: Mapping[str, Result], machine: str) -> str:
     parts = [head]
     for title, group in GROUPS:
         parts.append(f"\n## {title}\n\n" + "\n".join(_table(group, results)) + "\n")
+    if PENDING:
+        lines = [f"| {name} | {DRILLS[name].about} | {why} |" for name, why in PENDING.items()]
+        parts.append(PENDING_HEAD + "\n".join(lines) + "\n")
     told = {alert for drill in drills.values() for alert in drill.told}
     demo = {fault.alert for fault in FAULTS.values()}
     rest = sorted({rule.name for rule in alerts()} - told - {HEARTBEAT})
@@ -113,6 +124,8 @@ def _table(group: Mapping[str, Drill], results: Mapping[str, Result]) -> Iterato
     yield "| Drill | What is done | Told | After | Shipped | Fired and kept quiet | Over after | Day | Verdict |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, drill in group.items():
+        if name in PENDING:
+            continue
         result = results.get(name) or Result(problem="not run yet")
         cells = (
             name, drill.about, ", ".join(map(_linked, result.told)) or "nothing", _seconds(result.first_after),

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from drills import report
-from drills.catalogue import DRILLS
+from drills.catalogue import DRILLS, PENDING
 from drills.drill import Drill
 from drills.report import HEARTBEAT, Result
 from support import alertmanager, docker_engine, images
@@ -197,7 +197,13 @@ def _shared(ends: ExitStack) -> Shared:
     return Shared.make(folder)
 
 
-@pytest.mark.parametrize("name", DRILLS)
+PARAMETERS = [
+    pytest.param(name, id=name, marks=[pytest.mark.xfail(reason=PENDING[name])] if name in PENDING else [])
+    for name in DRILLS
+]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_drill(results: Mapping[str, Result], name: str) -> None:
     """The first notification names the cause, no other comes, what it explains fires and is not told; all that was
     told is over once the fault is mended, and nobody's photos or rows have changed."""

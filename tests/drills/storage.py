@@ -431,7 +431,7 @@ def backups_on_own_disk(machine: Machine) -> Iterator[None]:
     image, point = machine.engine.folder / "backups.img", machine.on_disk("library") / "backups"
     machine.docker(f"stop {SERVER} {EXPORTER}")
     kept = {path.name: path.read_bytes() for path in point.iterdir() if path.is_file()}
-    make_disk(image, 8 * MIB)
+    make_disk(image, 16 * MIB)
     sh("mount", "-o", "loop", image, point)
     for name, content in kept.items():
         (point / name).write_bytes(content)

@@ -107,6 +107,5 @@ DRILLS = {
         "The server takes requests and answers none.",
         server_hangs,
         ("ImmichServerUnreachable",),
-        ("ImmichImageLoadFailing",),
     ),
 }

@@ -19,21 +19,12 @@ GROUPS: Sequence[tuple[str, Mapping[str, Drill]]] = (
 )
 DRILLS: Mapping[str, Drill] = {name: drill for _, group in GROUPS for name, drill in group.items()}
 
-# What a drill does not show yet, and why as far as it is known. They are run, and may fail.
-PENDING: Mapping[str, str] = {}
-
 # One of each kind of fault, and of what must stay quiet: what `make test` has time for. `make drills` runs all.
 CORE = (
     "redis-stopped",
-    "database-stopped",
     "server-stopped",
-    "machine-learning-out-of-memory",
+    "server-removed",
+    "media-disk-filling",
     "proxy-misdirected",
     "certificate-expired",
-    "model-cut-short",
-    "dump-program-missing",
-    "server-older-than-database",
-    "planned-restart",
-    "made-anew",
-    "odd-uploads",
 )

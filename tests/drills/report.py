@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from drills.catalogue import DRILLS, GROUPS, PENDING
+from drills.catalogue import DRILLS, GROUPS
 from drills.drill import Drill
+from drills.pending import PENDING
 from immich_vitals.demo import FAULTS
 from support.inhibition import EXAMPLE
 from support.rulebook import alerts

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from drills import report
-from drills.catalogue import DRILLS, PENDING
+from drills.catalogue import DRILLS
 from drills.drill import Drill
+from drills.pending import PENDING
 from drills.report import HEARTBEAT, Result
 from support import alertmanager, docker_engine, images
 from support.alertmanager import Alertmanager, Webhook

@@ -23,7 +23,7 @@ demo: .venv/ready
 	@.venv/bin/immich-vitals demo $(if $(FAULT),--fault $(FAULT)) $(ARGS)
 
 # These watch how fast real servers answer: nothing hard-working beside them.
-ALONE = $(addprefix tests/integration/,test_alerts_of_containers.py test_alerts_of_the_demo.py)
+ALONE = tests/drills $(addprefix tests/integration/,test_alerts_of_containers.py test_alerts_of_the_demo.py)
 # These mostly wait.
 WAITING = tests/reliability
 

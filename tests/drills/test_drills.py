@@ -156,7 +156,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             assert not os.environ.get("FORBID_SKIPS"), reason
             pytest.skip(reason)
     folder = tmp_path_factory.mktemp("drills")
-    wanted = [name for name in DRILLS if any(f"[{name}]" in item.name for item in request.session.items)]
+    wanted = [name for name in DRILLS if any(item.name == f"test_drill[{name}]" for item in request.session.items)]
     found: dict[str, Result] = {}
     lock = threading.Lock()
 

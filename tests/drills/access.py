@@ -1,13 +1,11 @@
 """What breaks between phones and the server: nginx, its certificate, its limits."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from drills.drill import Drill, Injection
 from support.machine import HOST_NAME, NGINX_CONF, SERVER_CONF, Machine
 
-BELOW = ("ImmichServerUnreachable",)
 PASSES = "proxy_pass $immich;"
 
 
@@ -52,13 +50,6 @@ def server_hangs(machine: Machine) -> Iterator[None]:
     yield
     machine.docker("exec immich_server sh -c 'kill -CONT $(cat /proc/1/task/1/children)'")
     machine.wait_until_up()
-
-
-@contextmanager
-def nothing(machine: Machine) -> Iterator[None]:
-    """An upload that nginx takes goes on its way."""
-    assert machine.upload(bytes([time.time_ns() & 255]) * 2000) == 201
-    yield
 
 
 DRILLS = {

@@ -59,15 +59,16 @@ REST = """
 
 @dataclass(slots=True)
 class Result:
-    """What a drill showed. Durations are in seconds; `problem` is what kept it from its end."""
+    """What a drill showed. Durations are in seconds; `severity` is that of the first alert, `problem` what kept the drill
+    from its end."""
 
     told: list[str] = field(default_factory=list)
-    heard: list[Mapping[str, str]] = field(default_factory=list)
     fired: set[str] = field(default_factory=set)
     first_after: float | None = None
     mended_after: float | None = None
     counts: tuple[object, object] | None = None
     problem: str | None = None
+    severity: str = ""
     day: str = ""
 
     def why_failed(self, drill: Drill) -> str | None:
@@ -75,7 +76,7 @@ class Result:
         if self.problem is not None:
             return self.problem
         if self.told != list(drill.told):
-            return f"told {self.told} and not {list(drill.told)}; heard {self.heard}; fired {sorted(self.fired)}"
+            return f"told {self.told} and not {list(drill.told)}; fired {sorted(self.fired)}"
         if missing := set(drill.inhibited) - self.fired:
             return f"{sorted(missing)} did not fire; what fired: {sorted(self.fired)}"
         if above := [each for each in self.fired if drill.told and RANK[each] < RANK[drill.told[0]]]:
@@ -146,11 +147,10 @@ def _seconds(value: float | None) -> str:
 
 def _shipped(result: Result) -> str:
     """How long the first alert waits as shipped: in its rule, and in its route."""
-    if not result.heard:
+    if not result.told:
         return ""
-    first = result.heard[0]
-    waits = min(rule.lasts for rule in alerts() if rule.name == first["alertname"])
-    return _length(waits + _group_wait(first.get("severity", "")))
+    waits = min(rule.lasts for rule in alerts() if rule.name == result.told[0])
+    return _length(waits + _group_wait(result.severity))
 
 
 def _group_wait(severity: str) -> float:

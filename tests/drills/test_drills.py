@@ -4,12 +4,12 @@ Several machines are watched at once by one Prometheus, and are broken in one wa
 time is waiting. The rules are the shipped ones with shorter durations.
 """
 
+import logging
 import os
 import queue
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -33,8 +33,8 @@ LANES = int(os.environ.get("DRILLS_LANES", "5"))
 PATIENCE = 90.0
 MENDED = 150.0
 
+log = logging.getLogger(__name__)
 pytestmark = pytest.mark.docker
-
 
 Seen = Callable[[str, Result], None]
 
@@ -57,8 +57,9 @@ class Lane:
             result = Result()
             try:
                 self._drill(DRILLS[name], result, watch)
-            except Exception:
-                result.problem = traceback.format_exc()
+            except Exception as error:
+                log.exception("drill %s", name)
+                result.problem = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
                 self.give_up()
             seen(name, result)
 
@@ -98,7 +99,8 @@ class Lane:
             watch.wait_until_calm(self.instance, "after")
         finally:
             result.told = told()
-            result.heard = watch.heard(self.instance)[before:]
+            heard = watch.heard(self.instance)[before:]
+            result.severity = heard[0]["severity"] if heard else ""
         result.mended_after = time.monotonic() - mended
         result.counts = (counts, machine.counts())
 
@@ -181,8 +183,9 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for name in wanted:
             (own if DRILLS[name].host else common).put(name)
         with ThreadPoolExecutor(len(lanes)) as pool:
-            for lane in lanes:
-                pool.submit(_work, lane, [own, common] if lane.host else [common], seen, watch)
+            works = [pool.submit(_work, each, [own, common] if each.host else [common], seen, watch) for each in lanes]
+        for work in works:
+            work.result()
         yield found
 
 

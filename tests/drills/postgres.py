@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
 from drills.drill import Drill, Injection
-from drills.redis import paused
+from drills.services import paused
 from support.docker_engine import EngineError
 from support.machine import PG_BIN, POSTGRES_USER, Machine
 
@@ -37,28 +35,6 @@ JOIN = (
     "SET enable_mergejoin = off; SET enable_nestloop = off; SET work_mem = '64MB'",
     "SELECT count(a.x || b.x) FROM drill a JOIN drill b USING (n)",
 )
-
-
-def change_env(machine: Machine, **wanted: str) -> None:
-    """Set these in Immich's `.env`."""
-    path = machine.folder / ".env"
-    kept = [line for line in path.read_text().splitlines() if line.partition("=")[0] not in wanted]
-    path.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in wanted.items()), ""]))
-
-
-@contextmanager
-def compose(machine: Machine, service: str, **wanted: object) -> Iterator[None]:
-    """A service of Immich's is made anew with these keys in its compose file, and at the end without."""
-    path = machine.folder / "docker-compose.override.yml"
-    before = path.read_text()
-    told = yaml.safe_load(before)
-    told["services"].setdefault(service, {}).update(wanted)
-    path.write_text(yaml.safe_dump(told))
-    machine.immich(f"up -d --no-deps {service}")
-    yield
-    path.write_text(before)
-    machine.immich(f"up -d --no-deps {service}")
-    machine.wait_until_up()
 
 
 @contextmanager
@@ -205,12 +181,12 @@ def older_copy(machine: Machine) -> Iterator[None]:
 @contextmanager
 def empty_folder(machine: Machine) -> Iterator[None]:
     """DB_DATA_LOCATION names a folder that is new; Immich starts as on its first day."""
-    change_env(machine, DB_DATA_LOCATION="./postgres-new")
+    machine.set_environment(DB_DATA_LOCATION="./postgres-new")
     with new_folder(machine):
         machine.immich("up -d")
         machine.wait_until_up()
         yield
-        change_env(machine, DB_DATA_LOCATION="./postgres")
+        machine.set_environment(DB_DATA_LOCATION="./postgres")
         machine.immich("up -d")
         machine.wait_until_up()
 
@@ -240,11 +216,11 @@ def somebody_elses_folder(machine: Machine) -> Iterator[None]:
         machine.sh(f'{psql} -c "DELETE FROM asset WHERE id NOT IN (SELECT id FROM asset LIMIT 5)"')
         machine.docker("stop other")
         machine.docker("rm other")
-        change_env(machine, DB_DATA_LOCATION="./postgres-new")
+        machine.set_environment(DB_DATA_LOCATION="./postgres-new")
         machine.immich("up -d")
         machine.wait_until_up()
         yield
-        change_env(machine, DB_DATA_LOCATION="./postgres")
+        machine.set_environment(DB_DATA_LOCATION="./postgres")
         machine.immich("up -d")
         machine.wait_until_up()
 
@@ -252,10 +228,10 @@ def somebody_elses_folder(machine: Machine) -> Iterator[None]:
 @contextmanager
 def server_password_changed(machine: Machine) -> Iterator[None]:
     """DB_PASSWORD is changed in `.env`, and the server made anew."""
-    change_env(machine, DB_PASSWORD="new")
+    machine.set_environment(DB_PASSWORD="new")
     machine.immich("up -d --no-deps immich-server")
     yield
-    change_env(machine, DB_PASSWORD="postgres")
+    machine.set_environment(DB_PASSWORD="postgres")
     machine.immich("up -d --no-deps immich-server")
     machine.wait_until_up()
 
@@ -263,9 +239,9 @@ def server_password_changed(machine: Machine) -> Iterator[None]:
 @contextmanager
 def exporter_password_wrong(machine: Machine) -> Iterator[None]:
     """The exporter is started with a password that Postgres does not know."""
-    change_env(machine, DB_PASSWORD="new")
+    machine.set_environment(DB_PASSWORD="new")
     machine.vitals("up -d --no-deps exporter")
-    change_env(machine, DB_PASSWORD="postgres")
+    machine.set_environment(DB_PASSWORD="postgres")
     yield
     machine.vitals("up -d --no-deps exporter")
 
@@ -285,7 +261,7 @@ def extension_missing(machine: Machine) -> Iterator[None]:
 def shared_memory_small(machine: Machine) -> Iterator[None]:
     """The container has 4 MiB in /dev/shm, and a query joins two tables with several workers. With 1 MiB Postgres does
     not start."""
-    with compose(machine, "database", shm_size="4mb"):
+    with machine.changed("database", {"shm_size": "4mb"}):
         machine.wait_for("Postgres answers", lambda: machine.sql("SELECT 1"))
         try:
             machine.sql(*JOIN, database="postgres")

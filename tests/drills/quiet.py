@@ -30,7 +30,7 @@ with s.database() as connection, s.queues() as client:
             for asset, path in found:
                 s.add_asset(connection, asset, owner, path, asset.encode())
         for asset, _ in found:
-            s.add_job(client, "metadataExtraction", "AssetExtractMetadata", asset)
+            s.add_jobs(client, "metadataExtraction", "AssetExtractMetadata", 1, asset)
 """
 PENDING = """
     SELECT count(*) FROM asset a

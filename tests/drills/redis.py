@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from drills.drill import Drill, Injection
+from drills.drill import Drill
+from drills.services import paused
 from support.machine import Machine
 
 NAME = "immich_redis"
@@ -137,30 +138,11 @@ def flushed(machine: Machine) -> Iterator[None]:
     yield
 
 
-def paused(container: str) -> Injection:
-    """`docker pause`, as a backup that was cut off leaves it."""
-
-    @contextmanager
-    def inject(machine: Machine) -> Iterator[None]:
-        machine.docker(f"pause {container}")
-        yield
-        machine.docker(f"unpause {container}")
-        machine.wait_until_up()
-
-    return inject
-
-
 @contextmanager
 def password_set(machine: Machine) -> Iterator[None]:
     """Redis is made anew with a password that nobody else was told."""
-    override = machine.folder / "docker-compose.override.yml"
-    before = override.read_text()
-    override.write_text(before + "  redis:\n    command: [--requirepass, new]\n")
-    machine.immich("up -d --no-deps redis")
-    yield
-    override.write_text(before)
-    machine.immich("up -d --no-deps redis")
-    machine.wait_until_up()
+    with machine.changed("redis", {"command": ["--requirepass", "new"]}):
+        yield
 
 
 DRILLS = {

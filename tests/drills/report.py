@@ -59,8 +59,8 @@ REST = """
 
 @dataclass(slots=True)
 class Result:
-    """What a drill showed. Durations are in seconds; `severity` is that of the first alert, `problem` what kept the drill
-    from its end."""
+    """What a drill showed. Durations are in seconds; `severity` is that of the first alert, `problem` what kept the
+    drill from its end."""
 
     told: list[str] = field(default_factory=list)
     fired: set[str] = field(default_factory=set)

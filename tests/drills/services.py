@@ -27,6 +27,11 @@ def done(does: str, undoes: str) -> Injection:
     return inject
 
 
+def paused(container: str) -> Injection:
+    """`docker pause`, as a backup that was cut off leaves it."""
+    return done(f"pause {container}", f"unpause {container}")
+
+
 def changed(service: str, change: Mapping[str, object]) -> Injection:
     """The service made anew with this in its part of the Compose file."""
 
@@ -91,7 +96,7 @@ DRILLS = {
     "server-removed": Drill("The server's container is removed.", removed, ("ImmichServiceMissing",)),
     "server-paused": Drill(
         "`docker pause immich_server`.",
-        done("pause immich_server", "unpause immich_server"),
+        paused("immich_server"),
         ("ImmichContainerPaused",),
     ),
     "server-crashes": Drill(

@@ -40,13 +40,11 @@ def upgraded(machine: Machine) -> Iterator[None]:
     for service in ("immich-server", "immich-machine-learning"):
         name = f"ghcr.io/immich-app/{service}"
         machine.docker(f"tag {name}:v2.7.5 {name}:v2.7.6")
-    settings = machine.folder / ".env"
-    before = settings.read_text()
-    settings.write_text(before.replace("IMMICH_VERSION=v2.7.5", "IMMICH_VERSION=v2.7.6"))
+    machine.set_environment(IMMICH_VERSION="v2.7.6")
     machine.immich("up -d")
     machine.wait_until_up()
     yield
-    settings.write_text(before)
+    machine.set_environment(IMMICH_VERSION="v2.7.5")
     machine.immich("up -d")
     machine.wait_until_up()
 

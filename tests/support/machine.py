@@ -329,6 +329,12 @@ class Machine:
         self.immich(f"up -d --no-deps --force-recreate {service}")
         self.wait_until_up()
 
+    def set_environment(self, **wanted: str) -> None:
+        """Set these in Immich's `.env`."""
+        path = self.folder / ".env"
+        kept = [line for line in path.read_text().splitlines() if line.partition("=")[0] not in wanted]
+        path.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in wanted.items()), ""]))
+
     def vitals(self, words: str) -> str:
         """`docker compose <words>` on ours."""
         return self.sh(f"docker compose -f docker-compose.example.yml -f drills.yml {words}")
@@ -488,8 +494,7 @@ class Machine:
         """Add jobs as the server does."""
         script = (
             "import sys; sys.path.insert(0, '/stand-ins'); import immich_server as s\n"
-            "with s.queues() as c:\n"
-            f"    for _ in range({count}): s.add_job(c, '{queue}', '{name}', '{asset}')"
+            f"with s.queues() as c: s.add_jobs(c, '{queue}', '{name}', {count}, '{asset}')"
         )
         self.engine.run("exec", "immich_server", "python3", "-c", script)
 

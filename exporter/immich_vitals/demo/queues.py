@@ -11,6 +11,8 @@ PREFIX = "immich_bull"
 LOCK_SECONDS = 30  # how long a worker may hold a job without saying so again; also between two checks for stalled ones
 JOB_OPTIONS = '{"removeOnComplete":true,"removeOnFail":false,"attempts":1}'
 MAX_EVENTS = 10_000
+NOBODYS = "871a1201-6341-4ec0-91ad-ad53f520c0e0"
+"""An asset that there is not: in the demo nobody looks which one a job is for."""
 
 
 def queue_names() -> tuple[str, ...]:
@@ -36,11 +38,11 @@ def create_queues(client: "redis.Redis") -> None:
             add_event(client, queue, "drained")
 
 
-def add_jobs(client: "redis.Redis", queue: str, name: str, count: int) -> None:
-    """Add jobs as Immich does: into `wait`, or into `paused` while the queue is paused."""
+def add_jobs(client: "redis.Redis", queue: str, name: str, count: int, asset: str = NOBODYS) -> None:
+    """Add jobs for an asset as Immich does: into `wait`, or into `paused` while the queue is paused."""
     paused = client.hget(f"{PREFIX}:{queue}:meta", "paused") == "1"
     for _ in range(count):
-        job = make_job(client, queue, name)
+        job = make_job(client, queue, name, asset)
         with client.pipeline() as step:  # all at once, as BullMQ's own scripts: no worker comes in between
             step.lpush(f"{PREFIX}:{queue}:{'paused' if paused else 'wait'}", job)
             if not paused:
@@ -50,13 +52,13 @@ def add_jobs(client: "redis.Redis", queue: str, name: str, count: int) -> None:
             step.execute()
 
 
-def make_job(client: "redis.Redis", queue: str, name: str) -> str:
+def make_job(client: "redis.Redis", queue: str, name: str, asset: str = NOBODYS) -> str:
     """A job's hash, in no list yet; returns the job's id."""
     job = str(client.incr(f"{PREFIX}:{queue}:id"))
     client.hset(
         f"{PREFIX}:{queue}:{job}",
         mapping={
-            "name": name, "data": '{"id":"871a1201-6341-4ec0-91ad-ad53f520c0e0"}', "opts": JOB_OPTIONS,
+            "name": name, "data": json.dumps({"id": asset}, separators=(",", ":")), "opts": JOB_OPTIONS,
             "timestamp": milliseconds(), "delay": 0, "priority": 0,
         },
     )  # fmt: skip

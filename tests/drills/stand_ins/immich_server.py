@@ -35,7 +35,7 @@ import psycopg
 import redis
 from redis.exceptions import RedisError
 
-from immich_vitals.demo.queues import PREFIX, add_event, create_queues, milliseconds
+from immich_vitals.demo.queues import add_jobs, create_queues, milliseconds
 from immich_vitals.demo.schema import Connection, create_schema, immich_schema
 from immich_vitals.demo.web import Immich, ImmichHandler
 from immich_vitals.demo.worker import Duty, serve
@@ -283,7 +283,7 @@ class Handler(ImmichHandler):
             return
         try:
             with queues() as client:
-                add_job(client, "metadataExtraction", "AssetExtractMetadata", asset)
+                add_jobs(client, "metadataExtraction", "AssetExtractMetadata", 1, asset)
         except RedisError as error:
             nest("ERROR", f"Api:GlobalExceptionFilter~{self.correlation}", f"Unknown error: {words_of(error)}")
             self._error(500, "Internal server error")
@@ -317,25 +317,6 @@ def redis_url() -> str:
 def queues() -> "redis.Redis":
     client: redis.Redis = redis.Redis.from_url(redis_url(), decode_responses=True, socket_timeout=5)
     return client
-
-
-def add_job(client: "redis.Redis", queue: str, name: str, asset: str) -> None:
-    """Add a job as Immich does: into `wait`, or into `paused` while the queue is paused."""
-    key = f"{PREFIX}:{queue}"
-    paused = client.hget(f"{key}:meta", "paused") == "1"
-    job = str(client.incr(f"{key}:id"))
-    options = '{"removeOnComplete":true,"removeOnFail":false,"attempts":1}'
-    with client.pipeline() as step:
-        step.hset(f"{key}:{job}", mapping={
-            "name": name, "data": json.dumps({"id": asset}), "opts": options, "timestamp": milliseconds(), "delay": 0,
-            "priority": 0,
-        })  # fmt: skip
-        step.lpush(f"{key}:{'paused' if paused else 'wait'}", job)
-        if not paused:
-            step.zadd(f"{key}:marker", {"0": 0})
-        add_event(step, queue, "added", jobId=job, name=name)
-        add_event(step, queue, "waiting", jobId=job)
-        step.execute()
 
 
 class Handlers(Duty):
@@ -383,7 +364,7 @@ class Handlers(Duty):
             (asset,),
         )
         with suppress(RedisError), queues() as client:
-            add_job(client, "thumbnailGeneration", "AssetGenerateThumbnails", asset)
+            add_jobs(client, "thumbnailGeneration", "AssetGenerateThumbnails", 1, asset)
 
     def missing_thumbnails(self, connection: Connection, asset: str) -> None:
         """`Missing`: what rows say is missing. Nobody looks at the disk."""
@@ -394,7 +375,7 @@ class Handlers(Duty):
         ).fetchall()
         with queues() as client:
             for (number,) in rows:
-                add_job(client, "thumbnailGeneration", "AssetGenerateThumbnails", str(number))
+                add_jobs(client, "thumbnailGeneration", "AssetGenerateThumbnails", 1, str(number))
 
     def thumbnails(self, connection: Connection, asset: str) -> None:
         row = connection.execute(
@@ -418,7 +399,7 @@ class Handlers(Duty):
         self._write(connection, asset, "thumbnail", spread("thumbs", owner, asset, "_thumbnail.webp"), WEBP)
         connection.execute("UPDATE asset SET thumbhash = decode('00', 'hex') WHERE id = %s", (asset,))
         with suppress(RedisError), queues() as client:
-            add_job(client, "smartSearch", "SmartSearch", asset)
+            add_jobs(client, "smartSearch", "SmartSearch", 1, asset)
 
     def _small(self, content: bytes) -> bytes:
         return content if content.startswith(b"\xff\xd8") else b"\xff\xd8\xff\xe0" + content[:512] + b"\xff\xd9"
@@ -527,7 +508,7 @@ def feed() -> None:
                 " AND visibility <> 'hidden' ORDER BY random() LIMIT 1"
             ).fetchone()
             if row is not None:
-                add_job(client, "thumbnailGeneration", "AssetGenerateThumbnails", str(row[0]))
+                add_jobs(client, "thumbnailGeneration", "AssetGenerateThumbnails", 1, str(row[0]))
         try:
             urllib.request.urlopen(f"{LEARNING}/ping", timeout=2).close()
             found = True

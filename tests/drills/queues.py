@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from drills.drill import Drill
-from drills.postgres import compose
 from support.machine import Machine
 
 SERVER = "immich_server"
@@ -42,7 +41,7 @@ with server.queues() as client, server.database() as connection:
     for (asset,) in connection.execute(photos).fetchall() * 100:
         if connection.execute(key).fetchone():
             break
-        server.add_job(client, "metadataExtraction", "AssetExtractMetadata", asset)
+        server.add_jobs(client, "metadataExtraction", "AssetExtractMetadata", 1, asset)
         time.sleep(0.1)
 """
 
@@ -91,7 +90,7 @@ def server_frozen(machine: Machine) -> Iterator[None]:
 @contextmanager
 def no_workers(machine: Machine) -> Iterator[None]:
     """IMMICH_WORKERS_INCLUDE names the api alone, and there is no other server."""
-    with compose(machine, "immich-server", environment={"IMMICH_WORKERS_INCLUDE": "api"}):
+    with machine.changed("immich-server", {"environment": {"IMMICH_WORKERS_INCLUDE": "api"}}):
         machine.wait_until_up()
         machine.add_job("thumbnailGeneration", "AssetGenerateThumbnails", asset(machine), 20)
         yield

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from drills.drill import Drill, Injection
-from support.machine import HOST_NAME, NGINX_CONF, SERVER_CONF, Machine
-
-PASSES = "proxy_pass $immich;"
+from support.machine import HOST_NAME, NGINX, NGINX_CONF, SERVER_CONF, Machine
 
 
 def proxied(before: str, after: str, conf: tuple[str, str] = ("", "")) -> Injection:
@@ -19,6 +17,17 @@ def proxied(before: str, after: str, conf: tuple[str, str] = ("", "")) -> Inject
         machine.set_proxy()
 
     return inject
+
+
+@contextmanager
+def stalled(machine: Machine) -> Iterator[None]:
+    """nginx passes requests to a program that accepts connections and says nothing, and waits for a second."""
+    silent = "import socket, time; s = socket.create_server(('', 2283)); time.sleep(9999)"
+    machine.docker(f'run --detach --name silent --network immich_default --entrypoint python3 {NGINX} -c "{silent}"')
+    pass_on = proxied("http://immich-server:2283;", "http://silent:2283; proxy_read_timeout 1s;")
+    with pass_on(machine):
+        yield
+    machine.docker("rm -f silent")
 
 
 def certified(make: Callable[[Machine], None]) -> Injection:
@@ -60,8 +69,8 @@ DRILLS = {
         ("ImmichProxyUnreachable",),
     ),
     "proxy-gives-up": Drill(
-        "nginx waits a tenth of a second for the server, which takes longer (504).",
-        proxied(PASSES, f"{PASSES} proxy_read_timeout 1ms; proxy_connect_timeout 1ms;"),
+        "nginx passes requests to something that takes them and never answers (504).",
+        stalled,
         ("ImmichProxyUnreachable",),
     ),
     "proxy-drops-websocket": Drill(
@@ -71,7 +80,7 @@ DRILLS = {
     ),
     "proxy-body-limit": Drill(
         "nginx has its default limit of 1 MiB for an upload (413).",
-        proxied("location", "client_max_body_size 1m; location"),
+        proxied("location / {", "location / { client_max_body_size 1m;"),
         ("ImmichUploadLimitTooLow",),
     ),
     "certificate-expired": Drill(
@@ -80,8 +89,8 @@ DRILLS = {
         ("ImmichCertificateInvalid",),
     ),
     "certificate-expires": Drill(
-        "The certificate expires in two days.",
-        certified(lambda machine: machine.make_certificates(days=2)),
+        "The certificate of a day expires in two hours and was not renewed.",
+        certified(lambda machine: machine.make_certificates(days=0.1)),
         ("ImmichCertificateExpiring",),
     ),
     "certificate-without-chain": Drill(

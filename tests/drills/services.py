@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from drills.drill import Drill, Injection
-from support.machine import RESET, Machine
+from support.machine import PING, RESET, Machine
 
 SERVER, LEARNING = "immich-server", "immich-machine-learning"
 
@@ -98,6 +98,11 @@ DRILLS = {
         "`docker pause immich_server`.",
         paused("immich_server"),
         ("ImmichContainerPaused",),
+        # Docker says of what was paused that it is unhealthy, until its next check: soon, as all is here.
+        prepare=changed(
+            SERVER,
+            {"healthcheck": {"test": ["CMD", "python3", "-c", PING], "interval": "2s", "timeout": "20s"}},
+        ),
     ),
     "server-crashes": Drill(
         "The server ends with code 1 a second after each start.",

@@ -60,6 +60,7 @@ MIB = 1 << 20
 DISKS = {"library": 128 * MIB, "postgres": 640 * MIB, "old-disk": 16 * MIB}
 FILES = 8192
 DOCKER_BYTES = 2048 * MIB
+PING = "import urllib.request as u; u.urlopen('http://localhost:2283/api/server/ping', timeout=2)"
 RESET = "reset"
 """In `Machine.changed`: nothing of what the Compose file says there."""
 PATIENCE = 90.0
@@ -162,12 +163,11 @@ def make_images(folder: Path) -> Path:
     services = yaml.safe_load(IMMICH)["services"]
     example = yaml.safe_load((ROOT / "docker-compose.example.yml").read_text())["services"]
     kinds = {name: about["image"].replace("${IMMICH_VERSION:-release}", "v2.7.5") for name, about in services.items()}
-    ping = "import urllib.request as u; u.urlopen('http://localhost:2283/api/server/ping', timeout=2)"
     python = ["/usr/bin/tini", "--", "python3", "-u"]
     made: Mapping[str, tuple[list[str], dict[str, str]]] = {
         kinds["immich-server"]: (
             [*python, "/stand-ins/immich_server.py"],
-            {"HEALTHCHECK": f"--interval=30s --timeout=20s CMD {json.dumps(['python3', '-c', ping])}"},
+            {"HEALTHCHECK": f"--interval=30s --timeout=20s CMD {json.dumps(['python3', '-c', PING])}"},
         ),
         kinds["immich-machine-learning"]: ([*python, "/stand-ins/machine_learning.py"], {}),
         kinds["database"]: (

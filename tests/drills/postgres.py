@@ -412,6 +412,7 @@ DRILLS: Mapping[str, Drill] = {
         "Four bytes of a page of asset are overwritten; it is read, and the nightly dump is made.",
         page_damaged("asset", dump=True),
         ("ImmichPostgresCorruption",), ("ImmichBackupFailed", "ImmichCollectorFailing"),
+        changes=True,  # a dump more, made after the mend
     ),
     "table-cut-short": Drill(
         "The file of a table is truncated to two blocks.", table_cut_short, ("ImmichPostgresCorruption",)

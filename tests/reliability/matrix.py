@@ -30,13 +30,14 @@ FAULTS = {
 @dataclass(frozen=True, slots=True)
 class Backend:
     """Something that is asked. `scraped` are the collectors that ask it at each scrape and fail without it, `timed`
-    those on a timer or a stream that may fail without it, `still` what failing ones go on to say. `seconds` is
-    Prometheus' time-out meanwhile."""
+    those on a timer or a stream that may fail without it, `still` what failing ones go on to say, `midway` what they
+    say, too, when it went away between two of their questions. `seconds` is Prometheus' time-out meanwhile."""
 
     title: str
     scraped: tuple[str, ...] = ()
     timed: tuple[str, ...] = ()
     still: frozenset[str] = frozenset()
+    midway: frozenset[str] = frozenset()
     seconds: float = 1.5
 
 
@@ -44,6 +45,7 @@ BACKENDS = {
     "docker": Backend(
         "The Docker API", ("container",), ("container_usage", "log"),
         frozenset(("container_exits_total", "container_oom_events_total", "container_event_stream_up")),
+        midway=frozenset(("container_found", "container_state")),
     ),
     "postgres": Backend("Postgres", ("postgres",), ("library", "file"), frozenset(("postgres_up",))),
     "redis": Backend("Redis", ("redis", "queue"), (), frozenset(("redis_up",))),

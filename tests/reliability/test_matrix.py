@@ -133,7 +133,8 @@ def check(case: Case, seen: Readings, before: Readings) -> None:
     assert {reason for reasons in told.values() for reason in reasons} <= case.reasons, told
     if case.fault != "flapping":
         assert now_failing >= set(backend.scraped)
+    still = backend.still | backend.midway if case.fault == "flapping" else backend.still
     for name in now_failing & set(backend.scraped):
         said = {metric for metric in METRICS[name] if seen.of(metric)}
-        assert said <= backend.still
+        assert said <= still
         assert (seen.one(f"{name}_up") or 0) == 0

@@ -20,7 +20,7 @@ AGE = re.compile(r"(?P<said>time\(\)[^<>]*[<>]=? (?:bool )?)(?P<seconds>\d+(?: \
 WANTED = re.compile(r"\]\s*\)\s*\)?\s*>= (\d+)\b")
 EVENT_SECONDS = 8.0
 """Of one kind, the log gives one event in 5 s, be there a hundred lines: so much room has each that is wanted."""
-SYMPTOMS = 14.0
+SYMPTOMS = 18.0
 """Twice what the longest `for` is made into: by then every symptom would have been told."""
 
 
@@ -37,8 +37,8 @@ def hurried_rules(folder: Path) -> list[Path]:
 
 
 def _lasts(told: float) -> float:
-    # Two seconds more, since a scrape of 2 s is not sixty times as fast: a cause may come one scrape after its symptom.
-    return min(max(told / 60 + 2.0, 3.0), 7.0)
+    # Not sixty times as fast, since a scrape of 2 s is not either: a cause may come one scrape after its symptom.
+    return min(max(told / 30 + 2.0, 3.0), 9.0)
 
 
 def _keeps(told: float) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from drills.drill import Drill, Injection
-from support.machine import PING, RESET, Machine
+from support.machine import PING, Instead, Machine
 
 SERVER, LEARNING = "immich-server", "immich-machine-learning"
 
@@ -127,8 +127,9 @@ DRILLS = {
     ),
     "photos-inside": Drill(
         "The server is made anew without the mount of the photos.",
-        changed(SERVER, {"volumes": RESET}),
+        changed(SERVER, {"volumes": Instead()}),
         ("ImmichMediaNotMounted",),
+        ("ImmichRestartLoop",),
     ),
     "machine-learning-out-of-memory": Drill(
         "Machine learning may use less memory than its model takes, and somebody searches.",

@@ -15,8 +15,9 @@ from pathlib import Path
 import yaml
 
 from drills.drill import Drill, Injection
+from drills.services import changed
 from support.docker_engine import EngineError
-from support.machine import MIB, Machine, make_disk
+from support.machine import MIB, Instead, Machine, make_disk
 
 SERVER = "immich_server"
 EXPORTER = "immich-vitals-exporter-1"
@@ -173,19 +174,6 @@ def made_anew(machine: Machine, immich: Words | None = None, vitals: Words | Non
         else:
             more.unlink()
         machine.sh(f"docker compose {' '.join(chosen)} up -d --no-deps {' '.join(services)}")
-
-
-def differs(immich: Words | None = None, vitals: Words | None = None) -> Injection:
-    """Services that are made anew with these words in their compose files."""
-
-    @contextmanager
-    def inject(machine: Machine) -> Iterator[None]:
-        made_anew(machine, immich, vitals)
-        yield
-        made_anew(machine)
-        machine.wait_until_up()
-
-    return inject
 
 
 @contextmanager
@@ -546,11 +534,15 @@ def owned_by_root(*, mode: str) -> Injection:
     return inject
 
 
-READ_ONLY = differs({"immich-server": {"volumes": ["./library:/data:ro"]}})
-RENAMED = differs({"immich-server": {"volumes": ["./old-disk:/mnt/old-disk-2:ro"]}})
-MEDIA_RENAMED = differs({"immich-server": {"volumes": ["./library:/photos"]}})
-MOVED = differs(
-    {"immich-server": {"volumes": ["./library:/photos"], "environment": {"IMMICH_MEDIA_LOCATION": "/photos"}}}
+READ_ONLY = changed("immich-server", {"volumes": ["./library:/data:ro"]})
+RENAMED = changed("immich-server", {"volumes": Instead(["./library:/data", "./old-disk:/mnt/old-disk-2:ro"])})
+MEDIA_RENAMED = changed("immich-server", {"volumes": Instead(["./library:/photos", "./old-disk:/mnt/old-disk:ro"])})
+MOVED = changed(
+    "immich-server",
+    {
+        "volumes": Instead(["./library:/photos", "./old-disk:/mnt/old-disk:ro"]),
+        "environment": {"IMMICH_MEDIA_LOCATION": "/photos"},
+    },
 )
 
 DRILLS = {
@@ -618,7 +610,9 @@ DRILLS = {
         "External library unmounted, then a scan.", external_gone, ("ImmichExternalLibraryOffline",),
         prepare=external_mounted_late,
     ),
-    "media-renamed": Drill("The media folder mounted elsewhere.", MEDIA_RENAMED, ("ImmichMarkerMissing",)),
+    "media-renamed": Drill(
+        "The media folder mounted elsewhere.", MEDIA_RENAMED, ("ImmichMediaNotMounted",), ("ImmichRestartLoop",)
+    ),
     # Immich itself writes the new paths into the database.
     "media-moved": Drill("IMMICH_MEDIA_LOCATION changed with its mount.", MOVED, ()),
     "external-renamed": Drill("External library mounted elsewhere.", RENAMED, ("ImmichMediaPathMoved",)),

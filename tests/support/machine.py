@@ -61,8 +61,6 @@ DISKS = {"library": 128 * MIB, "postgres": 640 * MIB, "old-disk": 16 * MIB}
 FILES = 8192
 DOCKER_BYTES = 2048 * MIB
 PING = "import urllib.request as u; u.urlopen('http://localhost:2283/api/server/ping', timeout=2)"
-RESET = "reset"
-"""In `Machine.changed`: nothing of what the Compose file says there."""
 PATIENCE = 90.0
 T = TypeVar("T")
 
@@ -317,8 +315,7 @@ class Machine:
     @contextmanager
     def changed(self, service: str, change: Mapping[str, object]) -> Iterator[None]:
         """With the service made anew with this in its part of Immich's Compose file; at the end it is as before."""
-        text = yaml.safe_dump({"services": {service: dict(change)}}).replace(RESET, f"!{RESET} []")
-        (self.folder / "change.yml").write_text(text)
+        (self.folder / "change.yml").write_text(yaml.dump({"services": {service: dict(change)}}, Dumper=_Dumper))
         files = "-f docker-compose.yml -f docker-compose.override.yml -f change.yml"
         try:
             self.sh(f"docker compose {files} up -d --no-deps {service}")
@@ -518,6 +515,17 @@ class Machine:
         whole = leaf.public.read_bytes() + (middle.public.read_bytes() if chain else b"")
         (folder / "certificate.pem").write_bytes(whole)
         (folder / "certificate.key").write_bytes(leaf.private.read_bytes())
+
+
+class Instead(list[str]):
+    """In `Machine.changed`: this in the place of what the Compose file says there, not beside it."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes Compose files."""
+
+
+_Dumper.add_representer(Instead, lambda dumper, words: dumper.represent_sequence("!override", words))
 
 
 class _EngineOnDisk(Engine):

@@ -17,9 +17,12 @@ from support.server import Server
 DURATION = re.compile(r"(?<=\[)\w+(?=\])|(?<=\[)\w+(?=:)|(?<=offset )\w+")
 AGE = re.compile(r"(?P<said>time\(\)[^<>]*[<>]=? (?:bool )?)(?P<seconds>\d+(?: \* \d+)*)\b")
 # What follows the window of a counter of which so many are wanted.
-WANTED = re.compile(r"\]\s*\)\s*\)?\s*>= (\d+)\b")
+WANTED = re.compile(r"(?P<window>\]\s*\)\s*\)?\s*>= )(?P<count>[1-9]\d*)\b")
 EVENT_SECONDS = 8.0
 """Of one kind, the log gives one event in 5 s, be there a hundred lines: so much room has each that is wanted."""
+RETRY_SECONDS = 30.0
+"""What the windows of 15 min and more have at least, as they hold what Docker starts again and again: its pauses grow,
+and nobody hurries them."""
 SYMPTOMS = 18.0
 """Twice what the longest `for` is made into: by then every symptom would have been told."""
 
@@ -47,12 +50,19 @@ def _keeps(told: float) -> float:
 
 
 def _window(told: float) -> float:
-    return min(max(told / 60, 6.0), 45.0)
+    if told >= 900:
+        return min(RETRY_SECONDS + (told - 900) / 60, 45.0)
+    return min(max(told / 60, 6.0), RETRY_SECONDS)
 
 
 def _range(found: re.Match[str]) -> float:
     wanted = WANTED.match(found.string, found.end())
-    return max(_window(seconds(found[0])), int(wanted[1]) * EVENT_SECONDS if wanted else 0.0)
+    return max(_window(seconds(found[0])), _wanted(wanted) * EVENT_SECONDS if wanted else 0.0)
+
+
+def _wanted(found: re.Match[str]) -> int:
+    # Half as many, since they come no faster.
+    return max(int(found["count"]) // 2, 2)
 
 
 def _hurried(text: str) -> str:
@@ -62,6 +72,7 @@ def _hurried(text: str) -> str:
             if key in rule:
                 rule[key] = f"{hurried(seconds(rule[key])) * 1000:.0f}ms"
         expr = DURATION.sub(lambda found: f"{_range(found) * 1000:.0f}ms", rule["expr"])
+        expr = WANTED.sub(lambda found: f"{found['window']}{_wanted(found)}", expr)
         rule["expr"] = AGE.sub(lambda found: f"{found['said']}{_window(_product(found['seconds'])):g}", expr)
     return yaml.safe_dump(read, sort_keys=False)
 

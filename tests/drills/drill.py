@@ -21,7 +21,8 @@ class Drill:
     `told` is all that may be notified, the first thing first; empty for a drill that must stay quiet. `inhibited` must
     fire, and may not be told. `changes`: there may be other assets or files afterwards. `host`: it shows on the whole
     machine, so no other machine may watch that beside it. `prepare` makes the machine another one on entering, which
-    must be calm as well, and on leaving what it was.
+    must be calm as well, and on leaving what it was. `slow`: containers start anew, or much is done, which nobody can
+    hurry as much as the rules; so it is watched with rules that are only five times as fast.
     """
 
     about: str
@@ -31,3 +32,4 @@ class Drill:
     changes: bool = False
     host: bool = False
     prepare: Injection = as_it_is
+    slow: bool = False

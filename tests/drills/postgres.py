@@ -437,7 +437,7 @@ DRILLS: Mapping[str, Drill] = {
     ),
     "table-locked": Drill(
         "A session holds a lock on the table of assets.",
-        table_locked, ("ImmichPostgresBlocked",), ("ImmichCollectorFailing",),
+        table_locked, ("ImmichPostgresBlocked",), ("ImmichCollectorFailing", "ImmichImageLoadFailing"),
     ),
     "connections-few": Drill(
         "90 of 100 connections are taken.", connections_taken(90), ("ImmichPostgresConnectionsNearLimit",)

@@ -129,7 +129,6 @@ DRILLS = {
         "The server is made anew without the mount of the photos.",
         changed(SERVER, {"volumes": Instead()}),
         ("ImmichMediaNotMounted",),
-        ("ImmichRestartLoop",),
     ),
     "machine-learning-out-of-memory": Drill(
         "Machine learning may use less memory than its model takes, and somebody searches.",

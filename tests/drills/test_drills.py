@@ -27,7 +27,7 @@ from support import alertmanager, docker_engine, images
 from support.alertmanager import Alertmanager, Webhook
 from support.inhibition import EXAMPLE
 from support.machine import Machine, Shared, described, free_address
-from support.prometheus import SYMPTOMS, Prometheus, hurried_rules
+from support.prometheus import SYMPTOMS, Prometheus, hurried_rules, quicker_rules
 
 LANES = int(os.environ.get("DRILLS_LANES", "5"))
 PATIENCE = 90.0
@@ -48,7 +48,7 @@ class Lane:
         self.instance = f"{self.address}:12283"
         self._machine: Machine | None = None
 
-    def run(self, drills: "queue.Queue[str]", seen: Seen, watch: "Watch") -> None:
+    def run(self, drills: "queue.Queue[str]", seen: Seen, watches: "Watches") -> None:
         while True:
             try:
                 name = drills.get_nowait()
@@ -56,7 +56,7 @@ class Lane:
                 return
             result = Result()
             try:
-                self._drill(DRILLS[name], result, watch)
+                self._drill(DRILLS[name], result, watches[DRILLS[name].slow])
             except Exception as error:
                 log.exception("drill %s", name)
                 result.problem = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
@@ -150,6 +150,10 @@ class Watch:
             time.sleep(0.5)
 
 
+Watches = Mapping[bool, Watch]
+"""By whether the drill is slow."""
+
+
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Result]]:
     """Of each drill that is asked for."""
@@ -172,26 +176,37 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ExitStack() as ends:
         shared = _shared(ends)
         lanes = [Lane(ends, shared, host=number == 0) for number in range(min(LANES, len(wanted)))]
-        webhook = ends.enter_context(Webhook())
-        config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="4s")
-        server = ends.enter_context(Alertmanager(folder / "alertmanager", config))
         targets = [lane.instance for lane in lanes]
-        rules = hurried_rules(folder / "rules")
-        watch = Watch(ends.enter_context(Prometheus(folder / "prometheus", rules, targets, server.address)), webhook)
+        watches = {
+            slow: _watch(ends, folder / ("slow" if slow else "fast"), targets, slow=slow)
+            for slow in {DRILLS[name].slow for name in wanted}
+        }
         own: queue.Queue[str] = queue.Queue()
         common: queue.Queue[str] = queue.Queue()
-        for name in wanted:
+        # The slow ones first: their rules take longest to forget what was broken before.
+        for name in sorted(wanted, key=lambda name: not DRILLS[name].slow):
             (own if DRILLS[name].host else common).put(name)
         with ThreadPoolExecutor(len(lanes)) as pool:
-            works = [pool.submit(_work, each, [own, common] if each.host else [common], seen, watch) for each in lanes]
+            works = [
+                pool.submit(_work, each, [own, common] if each.host else [common], seen, watches) for each in lanes
+            ]
         for work in works:
             work.result()
         yield found
 
 
-def _work(lane: Lane, drills: "list[queue.Queue[str]]", seen: Seen, watch: Watch) -> None:
+def _work(lane: Lane, drills: "list[queue.Queue[str]]", seen: Seen, watches: Watches) -> None:
     for each in drills:
-        lane.run(each, seen, watch)
+        lane.run(each, seen, watches)
+
+
+def _watch(ends: ExitStack, folder: Path, targets: list[str], *, slow: bool) -> Watch:
+    folder.mkdir()
+    webhook = ends.enter_context(Webhook())
+    config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="4s")
+    server = ends.enter_context(Alertmanager(folder / "alertmanager", config))
+    rules = (quicker_rules if slow else hurried_rules)(folder / "rules")
+    return Watch(ends.enter_context(Prometheus(folder / "prometheus", rules, targets, server.address)), webhook)
 
 
 def _shared(ends: ExitStack) -> Shared:

@@ -54,12 +54,12 @@ DRILLS = {
         "The database has a migration that the server does not know, as after a step back to an older version.",
         downgraded,
         ("ImmichMigrationFailed",),
-        ("ImmichRestartLoop", "ImmichServerUnreachable"),
+        ("ImmichRestartLoop",),
     ),
     "version-skew": Drill(
         "Machine learning is of another version than the server.",
         tagged({"immich-machine-learning": "v2.6.3"}),
         ("ImmichVersionSkew",),
     ),
-    "upgraded": Drill("An upgrade: the containers are made anew of a newer image.", upgraded, ()),
+    "upgraded": Drill("An upgrade: the containers are made anew of a newer image.", upgraded, (), slow=True),
 }

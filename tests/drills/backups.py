@@ -31,6 +31,14 @@ def dumped(change: Callable[[bytes], bytes]) -> Injection:
     return inject
 
 
+@contextmanager
+def another(machine: Machine) -> Iterator[None]:
+    """There are two dumps."""
+    time.sleep(1)  # a dump's name says the second of it
+    machine.back_up()
+    yield
+
+
 def without_rows(dump: bytes) -> bytes:
     """The first and the last lines of a dump, as of an empty database."""
     lines = gzip.decompress(dump).splitlines(keepends=True)
@@ -94,6 +102,7 @@ DRILLS = {
         "The newest dump is whole, and next to nothing is in it.",
         dumped(without_rows),
         ("ImmichBackupShrunk",),
+        prepare=another,
     ),
     "no-dump-for-days": Drill("The newest dump is three days old.", none_for_days, ("ImmichBackupStale",)),
     "nightly-dump": Drill("The nightly dump, two nights in a row.", night, (), changes=True),

@@ -152,7 +152,8 @@ def table_cut_short(machine: Machine) -> Iterator[None]:
     path = table_file(machine, "asset_exif")
     with changed_while_stopped(machine, lambda folder: os.truncate(folder / path, 2 * PAGE)):
         yield
-    machine.vitals("restart exporter")  # it looks at the lengths of files at its start, and every five minutes
+    machine.sql("VACUUM FULL asset_exif")  # new rows may have made it as long as before; a new file is whole
+    machine.vitals("restart exporter")  # it looks at the files at its start, and every five minutes
 
 
 def table_file(machine: Machine, table: str) -> str:
@@ -298,6 +299,7 @@ def table_locked(machine: Machine) -> Iterator[None]:
     """Somebody locks the table of the assets, and goes for lunch."""
     with session(machine, "BEGIN; LOCK TABLE asset; SELECT pg_sleep(3600)"):
         yield
+    machine.vitals("restart exporter")  # it counts again after fifty times as long as it waited; the rules do not wait
 
 
 def connections_taken(count: int) -> Injection:
@@ -368,7 +370,7 @@ DRILLS: Mapping[str, Drill] = {
     ),
     "database-password-changed": Drill(
         "DB_PASSWORD is changed in .env, and only the server made anew.",
-        server_password_changed, ("ImmichPostgresAuthFailing",), ("ImmichServerUnreachable",),
+        server_password_changed, ("ImmichPostgresAuthFailing",), ("ImmichRestartLoop",),
     ),
     "exporter-password-wrong": Drill(
         "The exporter has a password that Postgres does not know.",

@@ -11,7 +11,6 @@ import yaml
 
 from drills.catalogue import DRILLS, GROUPS
 from drills.drill import Drill
-from drills.pending import PENDING
 from immich_vitals.demo import FAULTS
 from support.inhibition import EXAMPLE
 from support.rulebook import alerts
@@ -41,14 +40,6 @@ The rules are the shipped ones, and the routes and inhibitions those of `rules/a
 waits much shorter, down to a sixtieth, within bounds (`tests/support/prometheus.py`), and all that is looked at now and
 then is looked at every few seconds. So "after" is how long it took there, and "shipped" how long the rule and the route
 wait at least as they are shipped. Where all starts anew, or much is done, the rules wait a fifth.
-"""
-PENDING_HEAD = """
-## Not passed yet
-
-What these break is there, and is run; what is told is not yet what should be, or depends on the load of the machine.
-
-| Drill | What is done | What is missing |
-|---|---|---|
 """
 REST = """
 ## Alerts that no drill brings about
@@ -104,18 +95,14 @@ def noted() -> dict[str, Result]:
 
 def page(results: Mapping[str, Result], machine: str) -> str:
     """The whole page. `machine` says what the machines are made of."""
-    drills = {name: drill for name, drill in DRILLS.items() if name not in PENDING}
     head = HEAD.format(
-        machine=machine, count=len(drills), quiet=sum(not drill.told for drill in drills.values()),
-        passed=sum(name in results and results[name].why_failed(drill) is None for name, drill in drills.items()),
+        machine=machine, count=len(DRILLS), quiet=sum(not drill.told for drill in DRILLS.values()),
+        passed=sum(name in results and results[name].why_failed(drill) is None for name, drill in DRILLS.items()),
     )  # fmt: skip
     parts = [head]
     for title, group in GROUPS:
         parts.append(f"\n## {title}\n\n" + "\n".join(_table(group, results)) + "\n")
-    if PENDING:
-        lines = [f"| {name} | {DRILLS[name].about} | {why} |" for name, why in PENDING.items()]
-        parts.append(PENDING_HEAD + "\n".join(lines) + "\n")
-    told = {alert for drill in drills.values() for alert in drill.told}
+    told = {alert for drill in DRILLS.values() for alert in drill.told}
     demo = {fault.alert for fault in FAULTS.values()}
     rest = sorted({rule.name for rule in alerts()} - told - {HEARTBEAT})
     lines = [f"- {name}" + (" (a fault of `make demo` does)" if name in demo else "") for name in rest]
@@ -126,8 +113,6 @@ def _table(group: Mapping[str, Drill], results: Mapping[str, Result]) -> Iterato
     yield "| Drill | What is done | Told | After | Shipped | Fired and kept quiet | Over after | Day | Verdict |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, drill in group.items():
-        if name in PENDING:
-            continue
         result = results.get(name) or Result(problem="not run yet")
         cells = (
             name, drill.about, ", ".join(map(_linked, result.told)) or "nothing", _seconds(result.first_after),

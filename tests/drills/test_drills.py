@@ -21,7 +21,6 @@ import pytest
 from drills import report
 from drills.catalogue import DRILLS
 from drills.drill import Drill
-from drills.pending import PENDING
 from drills.report import HEARTBEAT, Result
 from support import alertmanager, docker_engine, images
 from support.alertmanager import Alertmanager, Webhook
@@ -216,13 +215,7 @@ def _shared(ends: ExitStack) -> Shared:
     return Shared.make(folder)
 
 
-PARAMETERS = [
-    pytest.param(name, id=name, marks=[pytest.mark.xfail(reason=PENDING[name])] if name in PENDING else [])
-    for name in DRILLS
-]
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", DRILLS)
 def test_drill(results: Mapping[str, Result], name: str) -> None:
     """The first notification names the cause, no other comes, what it explains fires and is not told; all that was
     told is over once the fault is mended, and nobody's photos or rows have changed."""

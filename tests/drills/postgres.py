@@ -370,7 +370,7 @@ DRILLS: Mapping[str, Drill] = {
     ),
     "database-password-changed": Drill(
         "DB_PASSWORD is changed in .env, and only the server made anew.",
-        server_password_changed, ("ImmichPostgresAuthFailing",), ("ImmichRestartLoop",),
+        server_password_changed, ("ImmichPostgresAuthFailing",),
     ),
     "exporter-password-wrong": Drill(
         "The exporter has a password that Postgres does not know.",

@@ -191,7 +191,9 @@ def unmounted_until_restart(machine: Machine) -> Iterator[None]:
 
 
 def forget_uploads(machine: Machine) -> None:
-    """Nothing is left of what a drill has uploaded."""
+    """Nothing is left of what a drill has uploaded, but that a photo came in then."""
+    newest = 'SELECT id FROM asset WHERE "deviceId" <> \'phone\' ORDER BY "createdAt" DESC LIMIT 1'
+    machine.sql(f'UPDATE asset SET "createdAt" = (SELECT max("createdAt") FROM asset) WHERE id = ({newest})')
     for path in machine.sql('DELETE FROM asset WHERE "deviceId" = \'phone\' RETURNING id, "originalPath"').split():
         asset, _, original = path.partition("|")
         library = machine.on_disk("library")
@@ -431,6 +433,7 @@ def backups_on_own_disk(machine: Machine) -> Iterator[None]:
     image.unlink()
     machine.docker(f"start {SERVER} {EXPORTER}")
     machine.wait_until_up()
+    machine.back_up()  # the newest were on that disk
 
 
 @contextmanager

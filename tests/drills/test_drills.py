@@ -26,7 +26,7 @@ from support import alertmanager, docker_engine, images
 from support.alertmanager import Alertmanager, Webhook
 from support.inhibition import EXAMPLE
 from support.machine import Machine, Shared, described, free_address
-from support.prometheus import SYMPTOMS, Prometheus, hurried_rules, quicker_rules
+from support.prometheus import CALM, CONTAINERS, Pace, Prometheus, hurried_rules
 
 LANES = int(os.environ.get("DRILLS_LANES", "5"))
 PATIENCE = 90.0
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 pytestmark = pytest.mark.docker
 
 Seen = Callable[[str, Result], None]
+Drills = queue.Queue[str]
 
 
 class Lane:
@@ -47,7 +48,7 @@ class Lane:
         self.instance = f"{self.address}:12283"
         self._machine: Machine | None = None
 
-    def run(self, drills: "queue.Queue[str]", seen: Seen, watches: "Watches") -> None:
+    def run(self, drills: Drills, seen: Seen, watches: "Watches") -> None:
         while True:
             try:
                 name = drills.get_nowait()
@@ -91,7 +92,7 @@ class Lane:
             if drill.told:
                 watch.wait_for(lambda: bool(told()), PATIENCE)
                 result.first_after = time.monotonic() - began
-            watch.wait_for(lambda: len(told()) > len(drill.told), SYMPTOMS)
+            watch.wait_for(lambda: len(told()) > len(drill.told), watch.pace.symptoms)
             result.fired = watch.fired(self.instance, time.monotonic() - began)
         mended = time.monotonic()
         try:
@@ -110,6 +111,7 @@ class Watch:
 
     prometheus: Prometheus
     webhook: Webhook
+    pace: Pace
 
     def heard(self, instance: str) -> list[Mapping[str, str]]:
         """The labels of what was notified of a machine."""
@@ -177,35 +179,45 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         lanes = [Lane(ends, shared, host=number == 0) for number in range(min(LANES, len(wanted)))]
         targets = [lane.instance for lane in lanes]
         watches = {
-            slow: _watch(ends, folder / ("slow" if slow else "fast"), targets, slow=slow)
+            slow: _watch(ends, folder / ("calm" if slow else "fast"), targets, CALM if slow else CONTAINERS)
             for slow in {DRILLS[name].slow for name in wanted}
         }
-        own: queue.Queue[str] = queue.Queue()
-        common: queue.Queue[str] = queue.Queue()
-        # The slow ones first: their rules take longest to forget what was broken before.
-        for name in sorted(wanted, key=lambda name: not DRILLS[name].slow):
-            (own if DRILLS[name].host else common).put(name)
+        slow, own, common = Drills(), Drills(), Drills()
+        for name in wanted:
+            (slow if DRILLS[name].slow else own if DRILLS[name].host else common).put(name)
         with ThreadPoolExecutor(len(lanes)) as pool:
             works = [
-                pool.submit(_work, each, [own, common] if each.host else [common], seen, watches) for each in lanes
+                pool.submit(_work, lane, _turns(lane, slow, own, common, alone=len(lanes) == 1), seen, watches)
+                for lane in lanes
             ]
-        for work in works:
-            work.result()
+            try:
+                for work in works:
+                    work.result()
+            finally:
+                for each in (slow, own, common):
+                    each.queue.clear()  # who interrupts it waits for those under way only
         yield found
 
 
-def _work(lane: Lane, drills: "list[queue.Queue[str]]", seen: Seen, watches: Watches) -> None:
+def _work(lane: Lane, drills: list[Drills], seen: Seen, watches: Watches) -> None:
     for each in drills:
         lane.run(each, seen, watches)
 
 
-def _watch(ends: ExitStack, folder: Path, targets: list[str], *, slow: bool) -> Watch:
+def _turns(lane: Lane, slow: Drills, own: Drills, common: Drills, *, alone: bool) -> list[Drills]:
+    """The slow ones first: their rules take longest to forget what was broken before."""
+    if alone:
+        return [slow, own, common]
+    return [own, common] if lane.host else [slow, common]
+
+
+def _watch(ends: ExitStack, folder: Path, targets: list[str], pace: Pace) -> Watch:
     folder.mkdir()
     webhook = ends.enter_context(Webhook())
-    config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="4s")
+    config = alertmanager.hurried(EXAMPLE.read_text(), webhook.url, group_wait="6s")
     server = ends.enter_context(Alertmanager(folder / "alertmanager", config))
-    rules = (quicker_rules if slow else hurried_rules)(folder / "rules")
-    return Watch(ends.enter_context(Prometheus(folder / "prometheus", rules, targets, server.address)), webhook)
+    rules = hurried_rules(folder / "rules", pace)
+    return Watch(ends.enter_context(Prometheus(folder / "prometheus", rules, targets, server.address)), webhook, pace)
 
 
 def _shared(ends: ExitStack) -> Shared:

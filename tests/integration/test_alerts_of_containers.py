@@ -18,7 +18,7 @@ from support.alertmanager import Alertmanager, Webhook
 from support.docker_engine import IMAGE, Engine, EngineError, why_not
 from support.exporter import Exporter
 from support.inhibition import EXAMPLE
-from support.prometheus import SYMPTOMS, Prometheus, hurried_rules
+from support.prometheus import FAST, Prometheus, hurried_rules
 
 pytestmark = pytest.mark.docker
 
@@ -152,7 +152,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, list
             return found
 
         webhook.wait_for(lambda heard: all(of(heard)[name] for name, drill in DRILLS.items() if drill.told), PATIENCE)
-        webhook.wait_for(lambda heard: any(of(heard)[name] for name in ("made-anew", "restarted")), SYMPTOMS)
+        webhook.wait_for(lambda heard: any(of(heard)[name] for name in ("made-anew", "restarted")), FAST.symptoms)
         yield of(webhook.heard())
 
 

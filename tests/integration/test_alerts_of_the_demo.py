@@ -21,7 +21,7 @@ from support.alertmanager import Alertmanager, Webhook
 from support.exporter import Exporter
 from support.grafana import BAD, NOTE, SOON, Panel
 from support.inhibition import EXAMPLE
-from support.prometheus import SYMPTOMS, Prometheus, hurried_rules
+from support.prometheus import FAST, Prometheus, hurried_rules
 
 LANES = 6
 LATCHED = ("damaged-page", "database-empty")
@@ -94,7 +94,7 @@ class Lane:
             before = len(self._heard(webhook))
             with FAULTS[fault].inject(self.world):
                 webhook.wait_for(lambda _, count=before: len(self._heard(webhook)) > count, PATIENCE)
-                webhook.wait_for(lambda _, count=before: len(self._heard(webhook)) > count + 1, SYMPTOMS)
+                webhook.wait_for(lambda _, count=before: len(self._heard(webhook)) > count + 1, FAST.symptoms)
                 self.told[fault] = self._heard(webhook)[before:]
                 self.seen[fault] = Seen.look(prometheus, self.instance, FAULTS[fault].alert)
 

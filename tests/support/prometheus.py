@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -20,86 +21,84 @@ AGE = re.compile(r"(?P<said>time\(\)[^<>]*[<>]=? (?:bool )?)(?P<seconds>\d+(?: \
 WANTED = re.compile(r"(?P<window>\]\s*\)\s*\)?\s*>= )(?P<count>[1-9]\d*)\b")
 EVENT_SECONDS = 8.0
 """Of one kind, the log gives one event in 5 s, be there a hundred lines: so much room has each that is wanted."""
-RETRY_SECONDS = 30.0
-"""What the windows of 15 min and more have at least, as they hold what Docker starts again and again: its pauses grow,
-and nobody hurries them."""
-SYMPTOMS = 18.0
-"""Twice what the longest `for` is made into: by then every symptom would have been told."""
 
 
-def hurried_rules(folder: Path) -> list[Path]:
-    """The shipped rules, each file by its name in the folder, as they are but up to sixty times as fast, within bounds.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much sooner the rules speak than they are shipped.
+
+    `lasts`, `keeps` and `window` make a `for`, a `keep_firing_for`, and a window, offset or age in an expression of the
+    shipped one; all in seconds. `wanted` says how many of so many events of a log are waited for. By `symptoms` all
+    that will be told has been.
+    """
+
+    lasts: Callable[[float], float]
+    keeps: Callable[[float], float]
+    window: Callable[[float], float]
+    symptoms: float
+    wanted: Callable[[int], int] = lambda shipped: shipped
+
+
+def _within(least: float, seconds: float, most: float) -> float:
+    return min(max(least, seconds), most)
+
+
+FAST = Pace(
+    # Two seconds more, since a scrape of 2 s is not sixty times as fast: a cause may come one scrape after its symptom.
+    lasts=lambda shipped: _within(3.0, shipped / 60 + 2.0, 7.0),
+    # Not cut as short: a cause is to outlast the symptoms that it explains.
+    keeps=lambda shipped: shipped / 60 + 2.0,
+    window=lambda shipped: _within(6.0, shipped / 60, 45.0),
+    symptoms=14.0,
+)
+"""For what breaks, and is well again, in a moment."""
+CONTAINERS = Pace(
+    lasts=lambda shipped: _within(3.0, shipped / 15, 16.0),
+    keeps=lambda shipped: shipped / 30 + 2.0,
+    # 15 min and more hold what Docker starts again and again, after pauses that grow up to a minute.
+    window=lambda shipped: (
+        _within(30.0, 30.0 + (shipped - 900) / 60, 45.0) if shipped >= 900 else max(8.0, shipped / 60)
+    ),
+    symptoms=28.0,
+    # Of what ends at once and is started again, events come no faster than Docker's pauses let them.
+    wanted=lambda shipped: max(shipped // 2, 2),
+)
+"""For containers that end, and are started again by Docker."""
+CALM = Pace(
+    lasts=lambda shipped: shipped / 5,
+    keeps=lambda shipped: shipped / 5,
+    window=lambda shipped: shipped / 5,
+    symptoms=14.0,
+)
+"""For what takes its time on a busy machine, as starting everything anew does."""
+
+
+def hurried_rules(folder: Path, pace: Pace = FAST) -> list[Path]:
+    """The shipped rules, each file by its name in the folder, as they are but sooner.
 
     Every `for` and `keep_firing_for` is made shorter, and in expressions every window, offset and age, which is what
     `time() - ...` is compared with. The order of durations stays, so causes still speak before symptoms.
     """
-    return _written(folder, _hurried)
-
-
-def quicker_rules(folder: Path) -> list[Path]:
-    """The shipped rules with each duration a fifth of what it was: for what takes its time, as starting anew does."""
-    return _written(
-        folder, lambda text: _shortened(text, _fifth, _fifth, lambda found: _fifth(seconds(found[0])), _fifth)
-    )
-
-
-def _written(folder: Path, change: Callable[[str], str]) -> list[Path]:
     folder.mkdir()
     for path in RULES:
-        (folder / path.name).write_text(change(path.read_text()))
+        (folder / path.name).write_text(_hurried(path.read_text(), pace))
     return sorted(folder.iterdir())
 
 
-def _fifth(told: float) -> float:
-    return told / 5
+def _hurried(text: str, pace: Pace) -> str:
+    def window(found: re.Match[str]) -> str:
+        wanted = WANTED.match(found.string, found.end())
+        room = pace.wanted(int(wanted["count"])) * EVENT_SECONDS if wanted else 0.0
+        return f"{max(pace.window(seconds(found[0])), room) * 1000:.0f}ms"
 
-
-def _lasts(told: float) -> float:
-    # Not sixty times as fast, since a scrape of 2 s is not either: a cause may come one scrape after its symptom.
-    return min(max(told / 30 + 2.0, 3.0), 9.0)
-
-
-def _keeps(told: float) -> float:
-    # Not cut as short as `for`: a cause is to outlast the symptoms that it explains.
-    return told / 60 + 2.0
-
-
-def _window(told: float) -> float:
-    if told >= 900:
-        return min(RETRY_SECONDS + (told - 900) / 60, 45.0)
-    return min(max(told / 60, 6.0), RETRY_SECONDS)
-
-
-def _range(found: re.Match[str]) -> float:
-    wanted = WANTED.match(found.string, found.end())
-    return max(_window(seconds(found[0])), int(wanted["count"]) * EVENT_SECONDS if wanted else 0.0)
-
-
-def _wanted(found: re.Match[str]) -> int:
-    # Half as many, since they come no faster.
-    return max(int(found["count"]) // 2, 2)
-
-
-def _hurried(text: str) -> str:
-    text = WANTED.sub(lambda found: f"{found['window']}{_wanted(found)}", text)
-    return _shortened(text, _lasts, _keeps, _range, _window)
-
-
-def _shortened(
-    text: str,
-    lasts: Callable[[float], float],
-    keeps: Callable[[float], float],
-    window: Callable[[re.Match[str]], float],
-    age: Callable[[float], float],
-) -> str:
-    """The rules with other durations, in seconds."""
     read = yaml.safe_load(text)
     for rule in (rule for group in read["groups"] for rule in group["rules"]):
-        for key, other in (("for", lasts), ("keep_firing_for", keeps)):
+        for key, hurry in (("for", pace.lasts), ("keep_firing_for", pace.keeps)):
             if key in rule:
-                rule[key] = f"{other(seconds(rule[key])) * 1000:.0f}ms"
-        expr = DURATION.sub(lambda found: f"{window(found) * 1000:.0f}ms", rule["expr"])
-        rule["expr"] = AGE.sub(lambda found: f"{found['said']}{age(_product(found['seconds'])):g}", expr)
+                rule[key] = f"{hurry(seconds(rule[key])) * 1000:.0f}ms"
+        expr = DURATION.sub(window, rule["expr"])
+        expr = WANTED.sub(lambda found: f"{found['window']}{pace.wanted(int(found['count']))}", expr)
+        rule["expr"] = AGE.sub(lambda found: f"{found['said']}{pace.window(_product(found['seconds'])):g}", expr)
     return yaml.safe_dump(read, sort_keys=False)
 
 
@@ -121,7 +120,7 @@ class Prometheus(Server):
             "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
         }
         super().__init__(
-            folder, program, yaml.safe_dump(config), "--storage.tsdb.path=data", "--rules.alert.resend-delay=1s"
+            folder, program, yaml.safe_dump(config), "--storage.tsdb.path=data", "--rules.alert.resend-delay=3s"
         )
 
     def query(self, expr: str) -> list[dict[str, str]]:

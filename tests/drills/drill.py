@@ -22,7 +22,8 @@ class Drill:
     fire, and may not be told. `changes`: there may be other assets or files afterwards. `host`: it shows on the whole
     machine, so no other machine may watch that beside it. `prepare` makes the machine another one on entering, which
     must be calm as well, and on leaving what it was. `slow`: containers start anew, or much is done, which nobody can
-    hurry as much as the rules; so it is watched with rules that are only five times as fast.
+    hurry as much as the rules; so it is watched with rules that are only five times as fast. `spoils`: the machine is
+    not what it was, and is given up.
     """
 
     about: str
@@ -33,3 +34,4 @@ class Drill:
     host: bool = False
     prepare: Injection = as_it_is
     slow: bool = False
+    spoils: bool = False

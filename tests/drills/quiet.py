@@ -105,7 +105,9 @@ DRILLS = {
     "docker-restarted": Drill(
         "Docker's daemon is restarted, and all containers with it.", daemon_restarted, (), slow=True
     ),
-    "import": Drill(f"{IMPORTED:,} photos are uploaded and processed.", imported, (), changes=True, slow=True),
+    "import": Drill(
+        f"{IMPORTED:,} photos are uploaded and processed.", imported, (), changes=True, slow=True, spoils=True
+    ),
     "odd-uploads": Drill(
         "Five duplicate uploads, three aborted ones, three wrong passwords, a health check without a user.",
         odd_uploads,

@@ -37,9 +37,9 @@ of each kind.
 
 {machine}
 The rules are the shipped ones, and the routes and inhibitions those of `rules/alertmanager.example.yml`; but everything
-waits for seconds in place of minutes (`tests/support/prometheus.py`), and all that is looked at now and then is looked at
-every few seconds. So "after" is how long it took there, and "shipped" how long the rule and the route wait at least as
-they are shipped. Where all starts anew, or much is done, the rules wait a fifth of what is shipped.
+waits for seconds in place of minutes (`tests/support/prometheus.py`), and all that is looked at now and then is looked
+at every few seconds. So "after" is how long it took there, and "shipped" how long the rule and the route wait at least
+as they are shipped. Where all starts anew, or much is done, the rules wait a fifth of what is shipped.
 """
 REST = """
 ## Alerts that no drill brings about

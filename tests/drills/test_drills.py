@@ -61,6 +61,8 @@ class Lane:
                 log.exception("drill %s", name)
                 result.problem = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
                 self.give_up()
+            if DRILLS[name].spoils:
+                self.give_up()
             seen(name, result)
 
     def start(self) -> Machine:

@@ -40,20 +40,33 @@ JOIN = (
 @contextmanager
 def changed_while_stopped(machine: Machine, change: Callable[[Path], None]) -> Iterator[None]:
     """Postgres is stopped, something is done to the folder of its data, and it is started again; at the end the folder
-    is as it was."""
-    folder, copy = machine.on_disk(DISK), machine.engine.folder / "postgres-before"
+    is as it was `copied`."""
+    folder = machine.on_disk(DISK)
     machine.docker(f"stop {NAME}")
-    machine.sh(f"cp -a {folder}/. {copy}")
     change(folder)
     machine.docker(f"start {NAME}")
     yield
     machine.docker(f"stop {NAME}")
     for each in folder.iterdir():
         shutil.rmtree(each) if each.is_dir() else each.unlink()
-    machine.sh(f"cp -a {copy}/. {folder}")
-    shutil.rmtree(copy)
+    machine.sh(f"cp -a {copy_of(machine)}/. {folder}")
     machine.docker(f"start {NAME}")
     machine.wait_until_up()
+
+
+@contextmanager
+def copied(machine: Machine) -> Iterator[None]:
+    """There is a copy of the folder of Postgres' data, since to make one takes as long as Postgres may be down."""
+    machine.docker(f"stop {NAME}")
+    machine.sh(f"cp -a {machine.on_disk(DISK)}/. {copy_of(machine)}")
+    machine.docker(f"start {NAME}")
+    machine.wait_until_up()
+    yield
+    shutil.rmtree(copy_of(machine))
+
+
+def copy_of(machine: Machine) -> Path:
+    return machine.engine.folder / "postgres-before"
 
 
 @contextmanager
@@ -381,7 +394,7 @@ DRILLS: Mapping[str, Drill] = {
         empty_folder, ("ImmichDatabaseEmpty",),
     ),
     "database-rolled-back": Drill(
-        "The database is an older copy of itself.", older_copy, ("ImmichDatabaseRolledBack",)
+        "The database is an older copy of itself.", older_copy, ("ImmichDatabaseRolledBack",), prepare=copied,
     ),
     "database-replaced": Drill(
         "DB_DATA_LOCATION is the folder of another Immich, with five photos.",
@@ -408,16 +421,18 @@ DRILLS: Mapping[str, Drill] = {
     ),
     "page-damaged": Drill(
         "Four bytes of a page of asset_exif are overwritten, which nobody reads.",
-        page_damaged("asset_exif"), ("ImmichPostgresCorruption",),
+        page_damaged("asset_exif"), ("ImmichPostgresCorruption",), prepare=copied,
     ),
     "page-damaged-and-dumped": Drill(
         "Four bytes of a page of asset are overwritten; it is read, and the nightly dump is made.",
         page_damaged("asset", dump=True),
         ("ImmichPostgresCorruption",), ("ImmichBackupFailed", "ImmichCollectorFailing"),
         changes=True,  # a dump more, made after the mend
+        prepare=copied,
     ),
     "table-cut-short": Drill(
-        "The file of a table is truncated to two blocks.", table_cut_short, ("ImmichPostgresCorruption",)
+        "The file of a table is truncated to two blocks.", table_cut_short, ("ImmichPostgresCorruption",),
+        prepare=copied,
     ),
     "collation-changed": Drill(
         "The database was made with another version of ICU.", collation_changed, ("ImmichPostgresCollationMismatch",)

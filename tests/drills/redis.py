@@ -116,6 +116,7 @@ def snapshot_broken(machine: Machine) -> Iterator[None]:
     machine.docker(f"stop {NAME}")
     snapshot.write_bytes(whole)
     machine.docker(f"start {NAME}")
+    machine.docker("restart immich_server")  # Docker waits longer and longer before it tries again
     machine.wait_until_up()
 
 

@@ -136,13 +136,13 @@ def docker_disk_full(machine: Machine) -> Iterator[None]:
 def filling(machine: Machine) -> Iterator[None]:
     """The disk of the photos has less than a fifth left, and something writes and writes."""
     library = machine.on_disk("library")
-    fill(library / FILLED_WITH, leave=0.15)
+    fill(library / FILLED_WITH, leave=0.19)
     ended = threading.Event()
 
     def write() -> None:
         with (library / FILLED_WITH).open("ab") as file:
             while not ended.wait(0.5):
-                file.write(bytes(16 * BLOCK))
+                file.write(bytes(8 * BLOCK))
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -54,7 +54,7 @@ FAST = Pace(
 """For what breaks, and is well again, in a moment."""
 CONTAINERS = Pace(
     lasts=lambda shipped: max(3.0, shipped / 15) if shipped < 240 else min(16.0 + (shipped - 240) / 150, 22.0),
-    keeps=lambda shipped: shipped / 30 + 2.0,
+    keeps=lambda shipped: shipped / 20 + 2.0,
     # 10 min and more hold what Docker starts again and again, after pauses that grow up to a minute.
     window=lambda shipped: _within(8.0, shipped / 15, 12.0) if shipped < 600 else min(20.0 + shipped / 60, 50.0),
     symptoms=34.0,

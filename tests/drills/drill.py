@@ -23,7 +23,7 @@ class Drill:
     machine, so no other machine may watch that beside it. `prepare` makes the machine another one on entering, which
     must be calm as well, and on leaving what it was. `slow`: containers start anew, or much is done, which nobody can
     hurry as much as the rules; so it is watched with rules that are only five times as fast. `spoils`: the machine is
-    not what it was, and is given up.
+    not what it was, so it has one of its own.
     """
 
     about: str

@@ -178,17 +178,20 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     with ExitStack() as ends:
         shared = _shared(ends)
-        lanes = [Lane(ends, shared, host=number == 0) for number in range(min(LANES, len(wanted)))]
-        targets = [lane.instance for lane in lanes]
+        spoiling = {name: Lane(ends, shared, host=False) for name in wanted if DRILLS[name].spoils}
+        lanes = [Lane(ends, shared, host=number == 0) for number in range(min(LANES, len(wanted) - len(spoiling)))]
+        targets = [lane.instance for lane in (*lanes, *spoiling.values())]
         watches = {
             slow: _watch(ends, folder / ("calm" if slow else "fast"), targets, CALM if slow else CONTAINERS)
             for slow in {DRILLS[name].slow for name in wanted}
         }
         slow, own, common = Drills(), Drills(), Drills()
         for name in wanted:
-            (slow if DRILLS[name].slow else own if DRILLS[name].host else common).put(name)
-        with ThreadPoolExecutor(len(lanes)) as pool:
-            works = [
+            if name not in spoiling:
+                (slow if DRILLS[name].slow else own if DRILLS[name].host else common).put(name)
+        with ThreadPoolExecutor(len(targets)) as pool:
+            works = [pool.submit(lane.run, _only(name), seen, watches) for name, lane in spoiling.items()]
+            works += [
                 pool.submit(_work, lane, _turns(lane, slow, own, common, alone=len(lanes) == 1), seen, watches)
                 for lane in lanes
             ]
@@ -204,6 +207,12 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def _work(lane: Lane, drills: list[Drills], seen: Seen, watches: Watches) -> None:
     for each in drills:
         lane.run(each, seen, watches)
+
+
+def _only(name: str) -> Drills:
+    drills = Drills()
+    drills.put(name)
+    return drills
 
 
 def _turns(lane: Lane, slow: Drills, own: Drills, common: Drills, *, alone: bool) -> list[Drills]:

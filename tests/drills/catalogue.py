@@ -22,7 +22,7 @@ DRILLS: Mapping[str, Drill] = {name: drill for _, group in GROUPS for name, dril
 # One of each group: what `make test` has time for. `make drills` runs all.
 CORE = (
     "server-stopped",
-    "media-disk-filling",
+    "media-disk-full",
     "database-read-only",
     "redis-not-saved",
     "thumbnails-paused",

@@ -54,7 +54,6 @@ DRILLS = {
         "The database has a migration that the server does not know, as after a step back to an older version.",
         downgraded,
         ("ImmichMigrationFailed",),
-        ("ImmichRestartLoop",),
     ),
     "version-skew": Drill(
         "Machine learning is of another version than the server.",

@@ -93,6 +93,32 @@ def test_role_without_rights(postgres: Postgres, context: Context) -> None:
             admin.execute("DROP ROLE low")
 
 
+def test_a_session_that_is_starting(postgres: Postgres, context: Context) -> None:
+    """One that has no state yet is active, and not hidden from us. It has none for so short a time that a table stands
+    in for the view."""
+    with postgres.connect() as admin:
+        admin.execute("CREATE SCHEMA stands_in")
+        admin.execute("CREATE TABLE stands_in.pg_stat_activity AS TABLE pg_catalog.pg_stat_activity WITH NO DATA")
+        row = "INSERT INTO stands_in.pg_stat_activity (datid, usesysid, backend_type, state) VALUES (1, 10, %s, %s)"
+        for state in ("idle", "starting", None):
+            admin.execute(row, ("client backend", state))
+        admin.execute("CREATE ROLE starter LOGIN")
+        admin.execute("GRANT USAGE ON SCHEMA stands_in TO starter")
+        admin.execute("GRANT SELECT ON stands_in.pg_stat_activity TO starter")
+        admin.execute("ALTER ROLE starter SET search_path = stands_in, pg_catalog")
+        collector = PostgresCollector(PostgresConfig("127.0.0.1", postgres.port, "starter", None, "postgres", {}))
+        try:
+            samples = tuple(collector.collect(context))
+        finally:
+            collector.close()
+            admin.execute("DROP SCHEMA stands_in CASCADE")
+            admin.execute("DROP ROLE starter")
+    assert value(samples, "postgres_connections", "active") == 2
+    assert value(samples, "postgres_connections", "idle") == 1
+    assert value(samples, "postgres_connections", "unknown") == 0
+    assert not context.remarks
+
+
 def test_a_unix_socket(postgres18: Postgres, context: Context) -> None:
     """The folder of a unix socket is a host."""
     collector = at(str(postgres18.folder), postgres18.port)

@@ -78,6 +78,7 @@ SIZE = Metric("postgres_database_size_bytes", "Size of Immich's database on disk
 STATES = ("active", "idle", "idle_in_transaction", "idle_in_transaction_aborted", "fastpath", "disabled", "unknown")
 _STATE_OF = {
     "active": "active",
+    "starting": "active",
     "idle": "idle",
     "idle in transaction": "idle_in_transaction",
     "idle in transaction (aborted)": "idle_in_transaction_aborted",

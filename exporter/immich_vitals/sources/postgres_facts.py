@@ -132,14 +132,14 @@ SELECT split_part(current_setting('server_version'), ' ', 1), %s,
        pg_database_size(current_database())"""
 
 # Without pg_read_all_stats the type and state of other people's sessions are null; those that belong to a role and a
-# database are clients.
+# database are clients. One that is seen and has no state yet is starting, as Postgres 18 calls it.
 _ACTIVITY = f"""
-SELECT state, count(*),
+SELECT CASE WHEN backend_type IS NOT NULL THEN coalesce(state, 'starting') END, count(*),
        extract(epoch FROM min(xact_start) FILTER (
            WHERE NOT (application_name = '{APPLICATION}' AND usename = current_user)))::float8
 FROM pg_stat_activity
 WHERE coalesce(backend_type, 'client backend') = 'client backend' AND datid IS NOT NULL AND usesysid IS NOT NULL
-GROUP BY state"""
+GROUP BY 1"""
 
 # A role that was told to ignore damage ignores it for Immich too when Immich logs in with it, whoever we are. Its
 # value stands as it was written: on, true, yes, 1.

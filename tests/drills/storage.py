@@ -9,16 +9,14 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-
-import yaml
 
 from drills.drill import Drill, Injection
 from drills.services import changed
 from support.docker_engine import EngineError
-from support.machine import MIB, Instead, Machine, make_disk
+from support.machine import COMPOSE_VITALS, MIB, Instead, Machine, make_disk
 
 SERVER = "immich_server"
 EXPORTER = "immich-vitals-exporter-1"
@@ -165,26 +163,6 @@ def filling(machine: Machine) -> Iterator[None]:
     (library / FILLED_WITH).unlink()
 
 
-Words = Mapping[str, object]
-
-
-def made_anew(machine: Machine, immich: Words | None = None, vitals: Words | None = None) -> None:
-    """Make the services anew with other words in their compose files; without words as they were."""
-    for project, words, kinds in (("immich", immich, ("", ".override")), ("vitals", vitals, (".example",))):
-        more = machine.folder / f"storage-{project}.yml"
-        services = yaml.safe_load(more.read_text())["services"] if more.exists() else {}
-        services.update(words or {})
-        if not services:
-            continue
-        chosen = [f"-f docker-compose{kind}.yml" for kind in kinds] + (["-f drills.yml"] if project == "vitals" else [])
-        if words:
-            more.write_text(yaml.safe_dump({"services": services}))
-            chosen.append(f"-f {more.name}")
-        else:
-            more.unlink()
-        machine.sh(f"docker compose {' '.join(chosen)} up -d --no-deps {' '.join(services)}")
-
-
 @contextmanager
 def unmounted_until_restart(machine: Machine) -> Iterator[None]:
     """The disk of the photos is unmounted under a server that holds on to it, until it is started again."""
@@ -215,16 +193,13 @@ def photos_mounted_late(machine: Machine) -> Iterator[None]:
     """Immich and the exporter take part in the machine's mounts, and started before the disk of the photos came."""
     machine.docker(f"stop {SERVER} {EXPORTER}")
     machine.unmount("library")
-    made_anew(
-        machine,
-        {"immich-server": {"volumes": ["./library:/data:rslave"]}},
-        {"exporter": {"volumes": ["./library:/data:ro,rslave"]}},
-    )
-    machine.mount("library")
-    machine.wait_until_up()
-    yield
-    made_anew(machine)
-    machine.wait_until_up()
+    with (
+        machine.changed("immich-server", {"volumes": ["./library:/data:rslave"]}),
+        machine.changed("exporter", {"volumes": ["./library:/data:ro,rslave"]}, COMPOSE_VITALS),
+    ):
+        machine.mount("library")
+        machine.wait_until_up()
+        yield
 
 
 @contextmanager
@@ -462,11 +437,9 @@ def thumbnails_on_unseen_disk(machine: Machine) -> Iterator[None]:
     point.mkdir()
     sh("mount", "-o", "loop", image, point)
     sh("cp", "-a", f"{thumbs}/.", point)
-    made_anew(machine, {"immich-server": {"volumes": ["./thumbs-disk:/data/thumbs"]}})
-    machine.wait_until_up()
-    yield
-    made_anew(machine)
-    machine.wait_until_up()
+    with machine.changed("immich-server", {"volumes": ["./thumbs-disk:/data/thumbs"]}):
+        machine.wait_until_up()
+        yield
     sh("umount", point)
     point.rmdir()
     image.unlink()
@@ -520,12 +493,10 @@ def rootless(machine: Machine) -> Iterator[None]:
     """The server is user 1000, whose the folders are."""
     library = machine.on_disk("library")
     sh("chown", "-R", "1000:1000", library)
-    made_anew(machine, {"immich-server": {"user": "1000:1000"}})
-    machine.wait_until_up()
-    yield
-    sh("chown", "-R", "0:0", library)
-    made_anew(machine)
-    machine.wait_until_up()
+    with machine.changed("immich-server", {"user": "1000:1000"}):
+        machine.wait_until_up()
+        yield
+        sh("chown", "-R", "0:0", library)
 
 
 def owned_by_root(*, mode: str) -> Injection:

@@ -61,6 +61,8 @@ DISKS = {"library": 128 * MIB, "postgres": 640 * MIB, "old-disk": 16 * MIB}
 FILES = 8192
 DOCKER_BYTES = 2048 * MIB
 PING = "import urllib.request as u; u.urlopen('http://localhost:2283/api/server/ping', timeout=2)"
+COMPOSE_IMMICH = "docker compose -f docker-compose.yml -f docker-compose.override.yml"
+COMPOSE_VITALS = "docker compose -f docker-compose.example.yml -f drills.yml"
 PATIENCE = 90.0
 T = TypeVar("T")
 
@@ -310,20 +312,20 @@ class Machine:
 
     def immich(self, words: str) -> str:
         """`docker compose <words>` on Immich's project."""
-        return self.sh(f"docker compose {words}")
+        return self.sh(f"{COMPOSE_IMMICH} {words}")
 
     @contextmanager
-    def changed(self, service: str, change: Mapping[str, object]) -> Iterator[None]:
-        """With the service made anew with this in its part of Immich's Compose file; at the end it is as before."""
-        (self.folder / "change.yml").write_text(yaml.dump({"services": {service: dict(change)}}, Dumper=_Dumper))
-        files = "-f docker-compose.yml -f docker-compose.override.yml -f change.yml"
+    def changed(self, service: str, change: Mapping[str, object], compose: str = COMPOSE_IMMICH) -> Iterator[None]:
+        """With the service made anew with this in its part of the Compose file; at the end it is as before."""
+        more = self.folder / f"change-{service}.yml"
+        more.write_text(yaml.dump({"services": {service: dict(change)}}, Dumper=_Dumper))
         try:
-            self.sh(f"docker compose {files} up -d --no-deps {service}")
+            self.sh(f"{compose} -f {more.name} up -d --no-deps {service}")
         except EngineError as error:  # it need not start
             if "Error response from daemon" not in str(error):
                 raise
         yield
-        self.immich(f"up -d --no-deps --force-recreate {service}")
+        self.sh(f"{compose} up -d --no-deps --force-recreate {service}")
         self.wait_until_up()
 
     def set_environment(self, **wanted: str) -> None:
@@ -334,7 +336,7 @@ class Machine:
 
     def vitals(self, words: str) -> str:
         """`docker compose <words>` on ours."""
-        return self.sh(f"docker compose -f docker-compose.example.yml -f drills.yml {words}")
+        return self.sh(f"{COMPOSE_VITALS} {words}")
 
     def docker(self, words: str) -> str:
         return self.sh(f"docker {words}")

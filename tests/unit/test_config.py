@@ -261,8 +261,8 @@ def test_folder_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Path, "exists", look)
     monkeypatch.setattr(config_module, "PATH_SECONDS", 0.05)
-    found = paths(load({"IMMICH_MEDIA_LOCATION": "/mnt/dead", "DB_DATA_LOCATION": "/root/immich/postgres"}))
-    assert (found["media"], found["database"]) == (Path("/mnt/dead"), Path("/root/immich/postgres"))
+    found = paths(load({"IMMICH_MEDIA_LOCATION": "/mnt/dead", "DB_DATA_LOCATION": "/nobodys/immich/postgres"}))
+    assert (found["media"], found["database"]) == (Path("/mnt/dead"), Path("/nobodys/immich/postgres"))
     answers.set()
 
 
